@@ -1,0 +1,41 @@
+# Two commands start everything: `make demo` and `make test`. Both set up .venv first, once.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lint benchmark clean
+
+help:
+	@echo "make demo        train FMA2D on handwritten digits on the CPU (about 4 minutes)"
+	@echo "make test        run the whole test suite"
+	@echo "make lint        check the style"
+	@echo "make benchmark   FMA, FMA-linear and full attention side by side on this machine"
+	@echo "make clean       remove the environment and what the demo wrote"
+
+setup: $(STAMP)
+
+$(STAMP): constraints.txt setup.py pyproject.toml
+	@echo "==> 1/3 creating $(VENV)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "==> 2/3 installing the pinned build tools"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	@echo "==> 3/3 installing the pinned packages (about 3 GB the first time)"
+	@$(PY) -m pip install --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[mm,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(PY) tools/train.py configs/demo/fma2d_digits.py
+
+test: $(STAMP)
+	$(PY) -m pytest -n 2 --durations=10
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+
+benchmark: $(STAMP)
+	$(PY) tools/benchmark_attention.py
+
+clean:
+	rm -rf $(VENV) work_dirs build dist *.egg-info

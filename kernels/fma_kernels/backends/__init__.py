@@ -1,0 +1,1 @@
+"""Where the work is done: ``reference`` (dense definition) and ``torch`` (blockwise, any device)."""

@@ -1,0 +1,34 @@
+"""How much the PyTorch backend works on at a time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+#: Numbers in flight at a time. On a CPU the working set stays in the second-level cache; elsewhere it fills the device.
+_BUDGET = {"cpu": 2**20}
+_BUDGET_ELSEWHERE = 2**26
+
+
+def chunk_size(device: torch.device, numbers: int) -> int:
+    """How many items of so many ``numbers`` each to work on at a time, at least 1."""
+    return max(1, _BUDGET.get(device.type, _BUDGET_ELSEWHERE) // max(1, numbers))
+
+
+class Scratch:
+    """Buffers that the chunks of one call use one after the other; fresh memory for each would cost more than the work.
+
+    ``scratch("name", shape)`` is an uninitialised tensor that the next call with that name overwrites.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self.dtype, self.device = dtype, device
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        size, buffer = math.prod(shape), self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = torch.empty(size, dtype=dtype or self.dtype, device=self.device)
+        return buffer[:size].view(shape)

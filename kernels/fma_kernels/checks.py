@@ -1,0 +1,47 @@
+"""One form for every complaint about an argument: its name, its value, what was expected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .hierarchy import Hierarchy
+
+
+def require(condition: bool, name: str, value: Any, expected: str) -> None:
+    """Raise ``ValueError`` naming the argument, its value and the expectation unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{name}={value!r}: expected {expected}")
+
+
+def require_tokens(name: str, x: Tensor, hierarchy: Hierarchy) -> None:
+    """``x`` is (B, H, N, d), floating point, with the N tokens of the hierarchy."""
+    require(x.ndim == 4, f"{name}.shape", tuple(x.shape), "four dimensions (B, H, N, d)")
+    require(
+        x.shape[2] == hierarchy.num_tokens,
+        f"{name}.shape",
+        tuple(x.shape),
+        f"{hierarchy.num_tokens} tokens in dimension 2 for grid={hierarchy.grid}",
+    )
+    require(x.dtype.is_floating_point, f"{name}.dtype", x.dtype, "a floating-point dtype")
+
+
+def require_like(name: str, x: Tensor, like_name: str, like: Tensor, length: int) -> None:
+    """``x`` is (B, H, length, d) with batch, heads, head dimension, dtype and device of ``like``."""
+    expected = (*like.shape[:2], length, like.shape[3])
+    require(tuple(x.shape) == expected, f"{name}.shape", tuple(x.shape), f"{expected}, to go with {like_name}")
+    require(x.dtype == like.dtype, f"{name}.dtype", x.dtype, f"{like.dtype}, the dtype of {like_name}")
+    require(x.device == like.device, f"{name}.device", x.device, f"{like.device}, the device of {like_name}")
+
+
+def require_mask(mask: Tensor | None, x: Tensor) -> None:
+    """``mask`` is None or a (B, N) bool tensor on the device of ``x`` (B, H, N, d)."""
+    if mask is None:
+        return
+    expected = (x.shape[0], x.shape[2])
+    require(tuple(mask.shape) == expected, "key_padding_mask.shape", tuple(mask.shape), f"{expected}, which is (B, N)")
+    require(mask.dtype == torch.bool, "key_padding_mask.dtype", mask.dtype, "torch.bool, True = ignore")
+    require(mask.device == x.device, "key_padding_mask.device", mask.device, f"{x.device}, where the tokens are")

@@ -1,0 +1,174 @@
+"""Fast Multipole Attention as functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backends import reference
+from .checks import require, require_like, require_mask, require_tokens
+from .hierarchy import Hierarchy
+from .ops import attend
+
+BACKENDS = ("auto", "torch", "reference")
+
+
+def fma_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_summaries: Tensor,
+    value_summaries: Tensor,
+    hierarchy: Hierarchy,
+    *,
+    scale: float | None = None,
+    group_bias: bool = True,
+    key_padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Fast Multipole Attention (arXiv 2310.11960, section 3): O(N log N).
+
+    A query reads the tokens of its own and the touching cells one by one and everything further away through the
+    summaries of ever larger cells, under one softmax::
+
+        logit(i, j)      = scale * q_i . k_j                                near token j
+        logit(i, (J, s)) = scale * q_i . k~_(J,s) + log count(J, s)         far summary s of cell J
+
+    Where ``hierarchy.num_levels`` is 0, this is full attention, exactly.
+
+    Args:
+        query, key, value: (B, H, N, d), one floating-point dtype and device.
+        key_summaries, value_summaries: (B, H, S, d) from :func:`aggregate`, with S = ``hierarchy.num_summaries``.
+        hierarchy: geometry of the N tokens.
+        scale: factor of the products; default 1 / sqrt(d).
+        group_bias: add the logarithm of the number of tokens that a summary stands for, so that keys that are constant
+            give full attention exactly.
+        key_padding_mask: (B, N) bool, True = ignore the token as a key.
+        dropout_p: probability to drop an attention weight, 0 <= p < 1. Applied whenever it is not 0.
+        backend: ``"torch"`` (blockwise, any device, float16 and bfloat16 accumulate in float32), ``"reference"`` (the
+            dense definition, O(N^2)) or ``"auto"`` (the fastest that runs).
+
+    Returns:
+        (B, H, N, d) in the dtype of ``query``; zeros for a query that reads nothing.
+
+    Raises:
+        ValueError: an argument is outside of what is stated above; the message names it.
+    """
+    query, key, value, key_summaries, value_summaries = _autocast(query, key, value, key_summaries, value_summaries)
+    _check(query, key, value, hierarchy, key_padding_mask, dropout_p, backend)
+    require_like("key_summaries", key_summaries, "query", query, hierarchy.num_summaries)
+    require_like("value_summaries", value_summaries, "query", query, hierarchy.num_summaries)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    if backend == "reference":
+        return reference.attention(
+            query, None, key, value, key_summaries, value_summaries, hierarchy, scale, group_bias, key_padding_mask,
+            dropout_p,
+        )  # fmt: skip
+    if hierarchy.num_levels == 0:
+        return _full_attention(query, key, value, hierarchy, scale, key_padding_mask, dropout_p)
+    out, _ = attend(
+        query, key, value, hierarchy, far=(key_summaries, value_summaries), mask=key_padding_mask, scale=scale,
+        group_bias=group_bias, dropout_p=dropout_p,
+    )  # fmt: skip
+    return out
+
+
+def fma_linear_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_summaries: Tensor,
+    key_summaries: Tensor,
+    value_summaries: Tensor,
+    hierarchy: Hierarchy,
+    *,
+    scale: float | None = None,
+    group_bias: bool = True,
+    key_padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """FMA-linear (arXiv 2310.11960, section 3.4): queries have summaries as well, O(N).
+
+    At every level the query summaries of a cell read its interaction list. Each token takes, at every level, the
+    partial result of the sub-block it lies in, under one softmax with its exact near field::
+
+        logit(i, (J, s)) = scale * q~_b(i) . k~_(J,s) + log count(J, s)     b(i): sub-block of token i at J's level
+
+    Sub-blocks nest, so the partial results are merged once through the levels, coarse to fine.
+
+    Args:
+        query_summaries: (B, H, S, d) from :func:`aggregate` with ``queries=True``.
+        dropout_p: probability to drop an attention weight; the tokens of a sub-block share those of its summary.
+
+    The other arguments, the result and the errors are those of :func:`fma_attention`.
+    """
+    query, key, value, query_summaries, key_summaries, value_summaries = _autocast(
+        query, key, value, query_summaries, key_summaries, value_summaries
+    )
+    _check(query, key, value, hierarchy, key_padding_mask, dropout_p, backend)
+    require_like("query_summaries", query_summaries, "query", query, hierarchy.num_summaries)
+    require_like("key_summaries", key_summaries, "query", query, hierarchy.num_summaries)
+    require_like("value_summaries", value_summaries, "query", query, hierarchy.num_summaries)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    if backend == "reference":
+        return reference.attention(
+            query, query_summaries, key, value, key_summaries, value_summaries, hierarchy, scale, group_bias,
+            key_padding_mask, dropout_p,
+        )  # fmt: skip
+    if hierarchy.num_levels == 0:
+        return _full_attention(query, key, value, hierarchy, scale, key_padding_mask, dropout_p)
+
+    options = dict(mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p)
+    by_level = [x.split(hierarchy.level_sizes, 2) for x in (query_summaries, key_summaries, value_summaries)]
+    carry = None
+    for level in reversed(hierarchy.levels):
+        q, k, v = (x[level - 1] for x in by_level)
+        carry = attend(q, k, v, hierarchy, level=level, carry=carry, **options)
+        if level > 1:
+            carry = _to_finer_level(carry, hierarchy, level)
+    out, _ = attend(query, key, value, hierarchy, carry=carry, **options)
+    return out
+
+
+def _to_finer_level(carry: tuple[Tensor, Tensor], hierarchy: Hierarchy, level: int) -> tuple[Tensor, Tensor]:
+    """Give each sub-block of the next finer level the partial result of the one that it lies in."""
+    results = []
+    for x in (carry[0], carry[1][..., None]):
+        x = x.unflatten(2, hierarchy.summaries(level))
+        for axis, n in enumerate(hierarchy.summaries(level - 1)):
+            x = x.repeat_interleave(2, dim=2 + axis).narrow(2 + axis, 0, n)
+        results.append(x.flatten(2, -2))
+    return results[0], results[1].squeeze(-1)
+
+
+def _full_attention(query, key, value, hierarchy, scale, mask, dropout_p) -> Tensor:
+    if mask is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout_p, is_causal=hierarchy.causal, scale=scale
+        )
+    readable = ~mask[:, None, None]
+    if hierarchy.causal:
+        readable = readable & torch.ones(*[query.shape[2]] * 2, dtype=torch.bool, device=query.device).tril()
+    return F.scaled_dot_product_attention(query, key, value, readable, dropout_p, scale=scale)
+
+
+def _autocast(*tensors: Tensor) -> list[Tensor]:
+    """Under ``torch.autocast``, the inputs in its dtype, as PyTorch's own attention takes them."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x.to(dtype) if x.dtype in (torch.float16, torch.bfloat16, torch.float32) else x for x in tensors]
+
+
+def _check(query, key, value, hierarchy, mask, dropout_p, backend) -> None:
+    require(isinstance(hierarchy, Hierarchy), "hierarchy", hierarchy, "a Hierarchy")
+    require_tokens("query", query, hierarchy)
+    require_like("key", key, "query", query, hierarchy.num_tokens)
+    require_like("value", value, "query", query, hierarchy.num_tokens)
+    require_mask(mask, query)
+    require(0 <= dropout_p < 1, "dropout_p", dropout_p, "a probability, 0 <= p < 1")
+    require(backend in BACKENDS, "backend", backend, f"one of {', '.join(BACKENDS)}")

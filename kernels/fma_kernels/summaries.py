@@ -1,0 +1,213 @@
+"""Learned summaries: what stands for the tokens of a far cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checks import require, require_mask, require_tokens
+from .hierarchy import Hierarchy
+from .layout import pad_to
+from .ops import contract, summary_counts
+
+KINDS = ("nested", "direct", "mean")
+
+
+class SummaryBasis(nn.Module):
+    """Weights that turn the tokens of a cell into its ``rank**ndim`` summaries (arXiv 2310.11960, section 3.2).
+
+    The weights are separable per axis and separate per channel; all kinds start as the mean of each sub-block.
+
+    * ``nested``: level 1 from tokens, every further level from the summaries of the two children per axis. O(n) for
+      all levels together, and the number of weights does not depend on the input: a level beyond those that were
+      built reuses the last one.
+    * ``direct``: every level from its tokens, as published. Needs ``num_levels`` of the largest grid in advance.
+    * ``mean``: no weights.
+
+    Weights of axis a (0 .. ndim-1) and level l (1, 2, ...) are the parameter ``axis{a}_level{l}``, with C =
+    ``num_heads * head_dim`` channels (``head_dim`` with ``share_heads``):
+
+    ============  ======================================  ====================
+    kind          shape                                   levels built
+    ============  ======================================  ====================
+    ``nested``    (rank, cell_size, C) at level 1,        max(2, num_levels)
+                  (rank, 2 * rank, C) above
+    ``direct``    (rank, cell_size * 2**(l-1), C)         num_levels
+    ============  ======================================  ====================
+
+    With ``causal_queries`` the basis serves the queries of causal FMA-linear: a sub-block pools only the tokens that
+    end at its first token, with taps (1, cell_size / rank, C) at level 1 and (1, 2, C) above (nested), or
+    (1, cell_size * 2**(l-1) / rank, C) (direct).
+
+    Args:
+        num_heads: number of attention heads H.
+        head_dim: channels per head d.
+        cell_size: side r of a level-1 cell in tokens.
+        rank: summaries per cell and axis p; divides ``cell_size``.
+        ndim: number of axes of the grid, 1 to 3.
+        num_levels: levels to build weights for, at least 1.
+        kind: ``"nested"``, ``"direct"`` or ``"mean"``.
+        share_heads: share the weights over heads.
+        causal_queries: pool the queries of causal FMA-linear; needs ``ndim=1``.
+
+    Raises:
+        ValueError: an argument is outside of what is stated above.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        cell_size: int,
+        rank: int = 1,
+        *,
+        ndim: int = 1,
+        num_levels: int = 1,
+        kind: str = "nested",
+        share_heads: bool = False,
+        causal_queries: bool = False,
+    ):
+        super().__init__()
+        for name, value in dict(num_heads=num_heads, head_dim=head_dim, num_levels=num_levels).items():
+            require(isinstance(value, int) and value >= 1, name, value, "an integer >= 1")
+        require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
+        require(ndim in (1, 2, 3), "ndim", ndim, "1, 2 or 3")
+        require(not causal_queries or ndim == 1, "causal_queries", causal_queries, f"False with ndim={ndim}")
+        Hierarchy((1,) * ndim, cell_size, rank)  # checks cell_size and rank
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.cell_size, self.rank, self.ndim = cell_size, rank, ndim
+        self.kind, self.share_heads, self.causal_queries = kind, share_heads, causal_queries
+        self.num_levels = 0 if kind == "mean" else num_levels if kind == "direct" else max(2, num_levels)
+        for level in range(1, self.num_levels + 1):
+            for axis in range(ndim):
+                self.register_parameter(self._name(axis, level), nn.Parameter(torch.empty(self._shape(level))))
+        self.reset_parameters()
+
+    @staticmethod
+    def _name(axis: int, level: int) -> str:
+        return f"axis{axis}_level{level}"
+
+    def _shape(self, level: int) -> tuple[int, int, int]:
+        """(outputs, inputs, channels) of the weights that make one cell's summaries along one axis."""
+        summaries, width = (1, self.cell_size // self.rank) if self.causal_queries else (self.rank, self.cell_size)
+        if level > 1:
+            width = width * 2 ** (level - 1) if self.kind == "direct" else 2 * summaries
+        return summaries, width, self.head_dim * (1 if self.share_heads else self.num_heads)
+
+    def reset_parameters(self) -> None:
+        """Set every weight to that of the mean of its sub-block."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+            summaries, width, _ = parameter.shape
+            block = width // summaries
+            with torch.no_grad():
+                for i in range(summaries):
+                    parameter[i, i * block : (i + 1) * block] = 1 / block
+
+    def weight(self, axis: int, level: int) -> Tensor:
+        """Weights that make ``level`` along ``axis``, by head: (H or 1, outputs, inputs, d)."""
+        weight = getattr(self, self._name(axis, min(level, self.num_levels)))
+        return weight.unflatten(-1, (-1, self.head_dim)).permute(2, 0, 1, 3)
+
+    def unread(self, hierarchy: Hierarchy) -> Iterator[nn.Parameter]:
+        """Parameters that :func:`aggregate` does not read on this geometry: those of levels that it does not have."""
+        for level in range(hierarchy.num_levels + 1, self.num_levels + 1):
+            for axis in range(self.ndim):
+                yield getattr(self, self._name(axis, level))
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_heads={self.num_heads}, head_dim={self.head_dim}, cell_size={self.cell_size}, rank={self.rank}, "
+            f"ndim={self.ndim}, num_levels={self.num_levels}, kind={self.kind!r}, share_heads={self.share_heads}, "
+            f"causal_queries={self.causal_queries}"
+        )
+
+
+def aggregate(
+    x: Tensor,
+    basis: SummaryBasis,
+    hierarchy: Hierarchy,
+    key_padding_mask: Tensor | None = None,
+    queries: bool = False,
+) -> Tensor:
+    """Summaries of all levels (arXiv 2310.11960, section 3.2).
+
+    Tokens that do not exist (beyond the grid or masked) count as zero, and a summary is multiplied by (size of its
+    sub-block) / (tokens of it that exist), so a fresh basis gives their mean on any shape. The causal pooling of
+    queries keeps its fixed divisor instead.
+
+    Args:
+        x: keys, values or queries, (B, H, N, d), floating point.
+        basis: weights; same heads, head dimension, cell size, rank and number of axes.
+        hierarchy: geometry of the N tokens.
+        key_padding_mask: (B, N) bool, True = ignore the token.
+        queries: make the query summaries of FMA-linear; on a causal hierarchy these look backwards only and need a
+            basis with ``causal_queries=True``.
+
+    Returns:
+        (B, H, S, d) with S = ``hierarchy.num_summaries``, finest level first, in the dtype of ``x``.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together, the basis belongs to another geometry, or a
+            ``direct`` basis has too few levels.
+    """
+    require_tokens("x", x, hierarchy)
+    _check_basis(basis, x, hierarchy, queries)
+    require_mask(key_padding_mask, x)
+    if key_padding_mask is not None:
+        x = x.masked_fill(key_padding_mask[:, None, :, None], 0)
+    if not hierarchy.num_levels:
+        return x[:, :, :0]
+
+    tokens = pad_to(x.unflatten(2, hierarchy.grid), [n * hierarchy.cell_size for n in hierarchy.cells(1)])
+    levels, below = [], tokens
+    for level in hierarchy.levels:
+        if level > 1:
+            below = tokens if basis.kind == "direct" else levels[-1]
+            unit = hierarchy.cell_width(level) if basis.kind == "direct" else 2 * hierarchy.rank
+            below = pad_to(below, [n * unit for n in hierarchy.cells(level)])
+        levels.append(_pool(below, basis, hierarchy, level))
+    levels = [level.flatten(2, -2) for level in levels]
+    if not basis.causal_queries:
+        counts = summary_counts(hierarchy, x.device, key_padding_mask).to(levels[0].dtype)
+        sizes = [(hierarchy.cell_width(level) // hierarchy.rank) ** hierarchy.ndim for level in hierarchy.levels]
+        parts = zip(levels, sizes, counts.split(hierarchy.level_sizes, dim=1), strict=True)
+        levels = [level * (size / count.clamp(min=1))[:, None, :, None] for level, size, count in parts]
+    return torch.cat(levels, dim=2).to(x.dtype)
+
+
+def _pool(x: Tensor, basis: SummaryBasis, hierarchy: Hierarchy, level: int) -> Tensor:
+    """One level's summaries (B, H, *summaries, d) from a padded grid (B, H, *grid, d) of what lies below."""
+    if basis.causal_queries:
+        # A window of w entries that ends at the first entry of its block is a block of the input delayed by w - 1.
+        delay = x.shape[2] // hierarchy.summaries(level)[0] - 1
+        x = F.pad(x, [0, 0, delay, -delay])
+    for axis in reversed(range(hierarchy.ndim)):  # the last axis first: it reads the tokens in memory order
+        if basis.kind == "mean":
+            blocks = (hierarchy.summaries(level)[axis], -1)
+            x = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(2 + axis, blocks).mean(3 + axis)
+        else:
+            x = contract(x, basis.weight(axis, level), axis)
+    return x
+
+
+def _check_basis(basis: SummaryBasis, x: Tensor, hierarchy: Hierarchy, queries: bool) -> None:
+    for name in ("cell_size", "rank", "ndim"):
+        expected = getattr(hierarchy, name)
+        require(getattr(basis, name) == expected, f"basis.{name}", getattr(basis, name), f"{expected}, the hierarchy's")
+    for name, expected in dict(num_heads=x.shape[1], head_dim=x.shape[3]).items():
+        require(getattr(basis, name) == expected, f"basis.{name}", getattr(basis, name), f"{expected}, as x has")
+    require(
+        basis.causal_queries == (queries and hierarchy.causal),
+        "basis.causal_queries",
+        basis.causal_queries,
+        f"{queries and hierarchy.causal} with queries={queries} and causal={hierarchy.causal}",
+    )
+    if basis.kind == "direct":
+        levels = hierarchy.num_levels
+        require(basis.num_levels >= levels, "basis.num_levels", basis.num_levels, f"at least {levels} for {hierarchy}")
+    for parameter in basis.parameters():
+        require(parameter.device == x.device, "basis", parameter.device, f"weights on {x.device}, where x is")
