@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -70,7 +70,7 @@ class Hierarchy:
         """Number of tokens N."""
         return math.prod(self.grid)
 
-    @cached_property
+    @property
     def num_levels(self) -> int:
         """Number of far levels L: the smallest with at most two cells of side ``cell_size * 2**L`` per axis.
 

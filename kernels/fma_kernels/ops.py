@@ -10,15 +10,22 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from . import layout
 from .backends import torch_attention, torch_pooling
 from .hierarchy import Hierarchy
 
+
+def _refuse_forward_mode(*tensors: Tensor) -> None:
+    """These operators have no forward-mode derivative, and PyTorch would take it for zero."""
+    if not torch.compiler.is_compiling() and any(unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError("fma_kernels has no forward-mode derivatives: use reverse mode")
+
+
 # ---------------------------------------------------------------------- pooling
 
 
-@torch.library.custom_op("fma_kernels::contract", mutates_args=())
 def contract(x: Tensor, weight: Tensor, axis: int) -> Tensor:
     """Contract blocks along one axis of a grid with one weight per channel.
 
@@ -31,7 +38,16 @@ def contract(x: Tensor, weight: Tensor, axis: int) -> Tensor:
 
     Returns:
         The grid with n_axis / w * p entries on that axis, in the promoted dtype of both.
+
+    Raises:
+        NotImplementedError: under forward-mode differentiation.
     """
+    _refuse_forward_mode(x, weight)
+    return _contract(x, weight, axis)
+
+
+@torch.library.custom_op("fma_kernels::contract", mutates_args=())
+def _contract(x: Tensor, weight: Tensor, axis: int) -> Tensor:
     return torch_pooling.contract_forward(x, weight, axis)
 
 
@@ -40,7 +56,7 @@ def _contract_backward(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tu
     return torch_pooling.contract_backward(grad, x, weight, axis)
 
 
-@contract.register_fake
+@_contract.register_fake
 def _(x, weight, axis):
     return x.new_empty(torch_pooling.output_shape(x, weight, axis), dtype=torch.promote_types(x.dtype, weight.dtype))
 
@@ -55,7 +71,7 @@ def _contract_setup(ctx, inputs, output):
     ctx.save_for_backward(x, weight)
 
 
-contract.register_autograd(
+_contract.register_autograd(
     lambda ctx, grad: (*_contract_backward(grad, *ctx.saved_tensors, ctx.axis), None), setup_context=_contract_setup
 )
 
@@ -121,9 +137,14 @@ def attend(
         dropout_p: probability to drop a probability, 0 <= p < 1.
 
     Returns:
-        The output (B, H, n, d) in the dtype of the query and the log-sum-exp (B, H, n) in float32 or better; 0 and
-        -inf for a query that reads nothing.
+        The output (B, H, n, d), at level 0 in the dtype of the query, and the log-sum-exp (B, H, n); 0 and -inf for a
+        query that reads nothing. The log-sum-exp, and at far levels the output, are in float32 or better: they are
+        carried on.
+
+    Raises:
+        NotImplementedError: under forward-mode differentiation.
     """
+    _refuse_forward_mode(query, key, value, *(far or ()), *(carry or ()))
     far_key, far_value = far or (None, None)
     carry, carry_lse = carry or (None, None)
     # Drawn from the global generator, so that seeds and activation checkpointing reproduce it.
@@ -198,10 +219,10 @@ def _sources(key, value, far_key, far_value):
 
 
 @_attend.register_fake
-def _(query, *args):
-    return query.new_empty(query.shape), query.new_empty(
-        query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32)
-    )
+def _(query, key, value, far_key, far_value, carry, carry_lse, mask, seed, grid, cell_size, rank, causal, level, *_):
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    out = query.new_empty(query.shape, dtype=dtype if level else query.dtype)
+    return out, query.new_empty(query.shape[:-1], dtype=dtype)
 
 
 @_attend_backward.register_fake

@@ -169,7 +169,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Attention of every query over what its cell reads; see :func:`fma_kernels.ops.attend`."""
     call = _Call(geometry, query, keys, values, options)
-    out = torch.empty_like(call.query, memory_format=torch.contiguous_format)
+    # What is carried on to the next finer level keeps the precision of sums.
+    dtype = call.dtype if geometry.level else query.dtype
+    out = torch.empty_like(call.query, dtype=dtype, memory_format=torch.contiguous_format)
     lse = torch.empty(*out.shape[:2], 1, dtype=call.dtype, device=out.device)
     for chunk in call.chunks():
         q = call.part(call.query, chunk)

@@ -1,0 +1,305 @@
+"""Both attentions against the dense definition, and the properties that the method promises."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from attention_problems import make_problem, problems
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fma_kernels import Hierarchy, SummaryBasis, aggregate, fma_attention, fma_linear_attention
+from fma_kernels.backends import torch_attention
+from fma_kernels.backends.torch_geometry import Geometry
+
+BOTH = pytest.mark.parametrize("linear", [False, True], ids=["fma", "fma_linear"])
+
+
+def random(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(problem, backend):
+    out = problem.attention(backend)
+    grads = torch.autograd.grad((out * random(*out.shape)).sum(), problem.leaves, allow_unused=True)
+    return [out, *(torch.zeros_like(x) if g is None else g for x, g in zip(problem.leaves, grads, strict=True))]
+
+
+@settings(max_examples=80, deadline=None)
+@given(problems())
+def test_outputs_and_all_gradients_equal_the_dense_definition(problem):
+    for mine, theirs in zip(gradients(problem, "torch"), gradients(problem, "reference"), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("grid", "cell_size", "rank", "causal"),
+    [
+        ((1,), 4, 2, True),
+        ((113,), 4, 2, True),
+        ((64,), 4, 4, False),
+        ((64,), 1, 1, True),
+        ((30, 1), 2, 1, False),
+        ((1, 1), 7, 1, False),
+        ((21, 28), 7, 1, False),
+        ((15, 9), 3, 3, False),
+        ((9, 4, 7), 2, 2, False),
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+@BOTH
+def test_awkward_shapes_equal_the_dense_definition(grid, cell_size, rank, causal, masked, linear):
+    problem = make_problem(Hierarchy(grid, cell_size, rank, causal), masked=masked, linear=linear)
+    for mine, theirs in zip(gradients(problem, "torch"), gradients(problem, "reference"), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_many_chunks_equal_one(monkeypatch):
+    """The work is cut into chunks that end anywhere: at 40 numbers each, every cell is a chunk of its own."""
+    from fma_kernels.backends import chunks
+
+    problem = make_problem(Hierarchy((9, 14), 2, 1), masked=True)
+    expected = gradients(problem, "torch")
+    monkeypatch.setitem(chunks._BUDGET, "cpu", 40)
+    for mine, theirs in zip(gradients(problem, "torch"), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    monkeypatch.setitem(chunks._BUDGET, "cpu", 4000)
+    for mine, theirs in zip(gradients(problem, "torch"), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(("grid", "causal"), [((11,), False), ((21,), True), ((5, 6), False)])
+@BOTH
+def test_gradcheck(grid, causal, linear):
+    problem = make_problem(Hierarchy(grid, 2, 1, causal), linear=linear, batch=1, heads=1, dim=2)
+    assert problem.hierarchy.num_levels >= 1
+    assert torch.autograd.gradcheck(lambda *_: problem.attention("torch"), problem.leaves)
+
+
+@pytest.mark.parametrize(("grid", "causal"), [((16,), False), ((13,), True), ((14, 9), False), ((5, 8, 6), False)])
+@pytest.mark.parametrize("masked", [False, True])
+@BOTH
+def test_without_far_levels_it_is_full_attention(grid, causal, masked, linear):
+    problem = make_problem(Hierarchy(grid, 8, 2, causal), masked=masked, linear=linear)
+    assert problem.hierarchy.num_levels == 0
+    readable = torch.ones(problem.hierarchy.num_tokens, problem.hierarchy.num_tokens, dtype=torch.bool)
+    readable = (readable.tril() if causal else readable).expand(2, 1, -1, -1)
+    if masked:
+        readable = readable & ~problem.mask[:, None, None]
+    empty = ~readable.any(-1, keepdim=True)  # a query that may read nothing gives zeros
+    expected = F.scaled_dot_product_attention(*problem.tensors, attn_mask=readable | empty).masked_fill(empty, 0)
+    for backend in ("auto", "reference"):
+        torch.testing.assert_close(problem.attention(backend), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems(kind="mean", group_bias=True))
+def test_constant_keys_give_full_attention_on_any_shape(problem):
+    """With equal keys all tokens weigh the same, and summaries that are means lose nothing."""
+    query, key, value = problem.tensors
+    problem.tensors = [query, key[:, :, :1].expand_as(key), value]
+    n = problem.hierarchy.num_tokens
+    if problem.hierarchy.causal:
+        # Whole far cells come before the query: still the mean of all tokens up to it.
+        readable = torch.ones(n, n, dtype=torch.bool).tril()
+    else:
+        readable = torch.ones(n, n, dtype=torch.bool)
+    weights = readable.expand(value.shape[0], 1, n, n).double()
+    if problem.mask is not None:
+        weights = weights * ~problem.mask[:, None, None]
+    expected = weights / weights.sum(-1, keepdim=True).clamp(min=1) @ value
+    if problem.linear:
+        problem.tensors[0] = query[:, :, :1].expand_as(query)  # query summaries pool the queries as well
+        if problem.hierarchy.causal:
+            # They pool zeros before the start, so only constant logits of zero are constant for all of them.
+            problem.tensors[0] = torch.zeros_like(query)
+    if problem.linear and problem.mask is not None:
+        problem.tensors[0] = torch.zeros_like(query)
+    torch.testing.assert_close(problem.attention("torch"), expected)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["nested", "direct", "mean"])
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_causal_outputs_do_not_depend_on_later_tokens(linear, kind, rank):
+    problem = make_problem(Hierarchy((71,), 4, rank, True), kind=kind, linear=linear)
+    out = problem.attention("torch")
+    for i in range(0, 71, 7):
+        grads = torch.autograd.grad(out[:, :, i].sum(), problem.tensors, retain_graph=True)
+        for x in grads:
+            assert torch.count_nonzero(x[:, :, i + 1 :]) == 0
+        assert torch.count_nonzero(grads[2][:, :, : i + 1]) == grads[2][:, :, : i + 1].numel() or kind != "mean"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.booleans(), st.sampled_from([1, 2]))
+def test_a_prefix_of_a_causal_input_gives_the_prefix_of_the_output(n, more, linear, rank):
+    whole = make_problem(Hierarchy((n + more,), 2, rank, True), linear=linear)
+    part = make_problem(Hierarchy((n,), 2, rank, True), linear=linear)
+    part.tensors, part.bases = [x[:, :, :n] for x in whole.tensors], whole.bases
+    torch.testing.assert_close(part.attention("torch"), whole.attention("torch")[:, :, :n])
+
+
+@BOTH
+def test_masked_tokens_have_no_influence(linear):
+    problem = make_problem(Hierarchy((45,), 4, 2), masked=True, linear=linear)
+    out = problem.attention("torch")
+    noisy = [x.detach() + 100 * problem.mask[:, None, :, None] for x in problem.tensors]
+    problem.tensors = noisy
+    kept = ~problem.mask[:, None, :, None].expand_as(out)
+    torch.testing.assert_close(problem.attention("torch")[kept], out[kept])
+
+
+@BOTH
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_a_sequence_of_padding_gives_zeros_and_finite_gradients(linear, backend):
+    problem = make_problem(Hierarchy((40,), 4, 2), linear=linear)
+    problem.mask = torch.zeros(2, 40, dtype=torch.bool)
+    problem.mask[1] = True
+    out = problem.attention(backend)
+    assert torch.count_nonzero(out[1]) == 0
+    for grad in torch.autograd.grad(out.sum(), problem.leaves, allow_unused=True):
+        assert grad is None or grad.isfinite().all()
+
+
+@BOTH
+def test_group_bias_off_reads_a_summary_like_a_token(linear):
+    problem = make_problem(Hierarchy((45,), 4, 2), linear=linear)
+    with_bias = problem.attention("torch")
+    problem.group_bias = False
+    assert not torch.allclose(with_bias, problem.attention("torch"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("grid", "causal"), [((113,), True), ((113,), False), ((19, 22), False)])
+@BOTH
+def test_low_precision_is_as_good_as_pytorch_attention(dtype, grid, causal, linear):
+    """At most twice the error that PyTorch's own low-precision attention makes on such inputs."""
+    hierarchy = Hierarchy(grid, 4, 2, causal)
+    tensors = [random(1, 2, hierarchy.num_tokens, 16, seed=i).to(dtype) for i in range(3)]
+    tensors += [random(1, 2, hierarchy.num_summaries, 16, seed=i).to(dtype) for i in range(3, 6 if linear else 5)]
+    function = fma_linear_attention if linear else fma_attention
+    out = function(*tensors, hierarchy)
+    assert out.dtype == dtype
+    expected = function(*(x.double() for x in tensors), hierarchy, backend="reference")
+    full = F.scaled_dot_product_attention(*(x.double() for x in tensors[:3]), is_causal=causal)
+    theirs = F.scaled_dot_product_attention(*tensors[:3], is_causal=causal)
+    allowed = 2 * (theirs.double() - full).abs().max() + torch.finfo(dtype).tiny
+    assert (out.double() - expected).abs().max() <= allowed
+
+
+@BOTH
+def test_autocast_computes_in_its_dtype(linear):
+    problem = make_problem(Hierarchy((50,), 4, 2), linear=linear)
+    problem.tensors = [x.detach().float() for x in problem.tensors]
+    for basis in problem.bases:
+        basis.float()
+    expected = problem.attention("torch")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = problem.attention("torch")
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
+
+
+@BOTH
+def test_dropout_keeps_the_expectation_and_its_gradient_is_that_of_the_same_draw(linear):
+    problem = make_problem(Hierarchy((37,), 4, 2), linear=linear, batch=1, heads=1)
+    exact = problem.attention("torch")
+    torch.manual_seed(0)
+    draws = torch.stack([problem.attention("torch", dropout_p=0.3).detach() for _ in range(300)])
+    assert draws.std(0).min() > 0
+    standard_error = draws.std(0) / math.sqrt(len(draws))
+    assert ((draws.mean(0) - exact).abs() < 5 * standard_error).all()
+
+    def same_draw(*_):
+        torch.manual_seed(3)
+        return problem.attention("torch", dropout_p=0.3)
+
+    assert torch.autograd.gradcheck(same_draw, problem.tensors)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Size of the largest tensor that any operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, torch.Tensor):
+                self.numel = max(self.numel, x.numel())
+        return result
+
+
+def test_memory_grows_linearly():
+    """No operation of the forward or backward pass makes anything near n x n."""
+    for n in (2**14, 2**16):
+        hierarchy = Hierarchy((n,), 64, 4)
+        x, s = torch.randn(1, 1, n, 4), torch.randn(1, 1, hierarchy.num_summaries, 4)
+        options = torch_attention.Options(0.5, True, None, None, None, 0.0, None)
+        geometry = Geometry(hierarchy, 0, True)
+        with LargestTensor() as largest:
+            out, lse = torch_attention.forward(geometry, x, [x, s], [x, s], options)
+            torch_attention.backward(geometry, out, torch.zeros_like(lse), out, lse, x, [x, s], [x, s], options)
+        assert x.numel() <= largest.numel <= max(16 * n, 2**21)
+
+
+def test_causal_linear_query_summaries_pool_backwards():
+    """A sub-block's query summary is the mean of the tokens that end at its first one, over a fixed divisor."""
+    hierarchy = Hierarchy((32,), 4, 2, causal=True)
+    basis = SummaryBasis(1, 1, 4, 2, num_levels=hierarchy.num_levels, causal_queries=True).double()
+    x = torch.arange(1.0, 33.0, dtype=torch.float64).view(1, 1, 32, 1)
+    summaries = aggregate(x, basis, hierarchy, queries=True)[0, 0, :, 0]
+    expected = []
+    for level in hierarchy.levels:
+        width = hierarchy.cell_width(level) // 2
+        for start in range(0, hierarchy.summaries(level)[0] * width, width):
+            window = x[0, 0, max(0, start - width + 1) : min(start + 1, 32), 0] if start < 32 else x[0, 0, :0, 0]
+            expected.append(window.sum() / width)
+    # Sub-blocks that start beyond the grid belong to no token.
+    for level, mine, theirs in zip(
+        hierarchy.levels,
+        summaries.split(hierarchy.level_sizes),
+        torch.stack(expected).split(hierarchy.level_sizes),
+        strict=True,
+    ):
+        inside = -(-32 // (hierarchy.cell_width(level) // 2))
+        torch.testing.assert_close(mine[:inside], theirs[:inside])
+
+
+GOOD = dict(scale=None, group_bias=True, key_padding_mask=None, dropout_p=0.0, backend="auto")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(query=torch.zeros(2, 2, 40)), r"query.shape=\(2, 2, 40\).*four dimensions"),
+        (dict(query=torch.zeros(2, 2, 41, 4)), r"query.shape=\(2, 2, 41, 4\).*40 tokens"),
+        (dict(query=torch.zeros(2, 2, 40, 4, dtype=torch.int64)), "query.dtype=torch.int64.*floating"),
+        (dict(key=torch.zeros(2, 3, 40, 4)), r"key.shape=\(2, 3, 40, 4\).*\(2, 2, 40, 4\)"),
+        (dict(key=torch.zeros(2, 2, 40, 4).double()), "key.dtype=torch.float64.*torch.float32"),
+        (dict(value=torch.zeros(2, 2, 39, 4)), "value.shape"),
+        (dict(value=torch.zeros(2, 2, 40, 4, device="meta")), "value.device=.*meta.*cpu"),
+        (dict(key_summaries=torch.zeros(2, 2, 3, 4)), r"key_summaries.shape=\(2, 2, 3, 4\)"),
+        (dict(value_summaries=torch.zeros(2, 2, 3, 4)), "value_summaries.shape"),
+        (dict(key_padding_mask=torch.zeros(2, 39, dtype=torch.bool)), r"key_padding_mask.shape=\(2, 39\)"),
+        (dict(key_padding_mask=torch.zeros(2, 40)), "key_padding_mask.dtype=torch.float32"),
+        (dict(dropout_p=1.0), "dropout_p=1.0"),
+        (dict(backend="fast"), "backend='fast'.*auto, torch, reference"),
+        (dict(hierarchy=(40,)), "hierarchy=.*a Hierarchy"),
+    ],
+)
+@BOTH
+def test_bad_input_is_refused_by_name(change, message, linear):
+    hierarchy = Hierarchy((40,), 4, 2)
+    tokens, summaries = torch.zeros(2, 2, 40, 4), torch.zeros(2, 2, hierarchy.num_summaries, 4)
+    arguments = dict(query=tokens, key=tokens, value=tokens)
+    function = fma_attention
+    if linear:
+        arguments["query_summaries"], function = summaries, fma_linear_attention
+    arguments |= dict(key_summaries=summaries, value_summaries=summaries, hierarchy=hierarchy, **GOOD)
+    function(**arguments)
+    with pytest.raises(ValueError, match=message):
+        function(**arguments | change)

@@ -1,0 +1,200 @@
+"""FMAttention as a module: its parts, its limits, and the ways PyTorch has to run it."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from fma_kernels import FMAttention, Hierarchy, SummaryBasis, aggregate, fma_attention, ops
+
+VARIANTS = pytest.mark.parametrize(
+    ("grid", "options"),
+    [
+        ((50,), dict(cell_size=4, rank=2)),
+        ((50,), dict(cell_size=4, rank=2, causal=True, query_summaries=True)),
+        ((14, 9), dict(cell_size=2, ndim=2, query_summaries=True)),
+        ((14, 9), dict(cell_size=2, ndim=2, aggregation="mean")),
+        ((14, 9), dict(cell_size=4, rank=2, ndim=2, aggregation="direct", num_levels=2, share_heads=True)),
+        ((5, 6, 7), dict(cell_size=2, ndim=3)),
+    ],
+    ids=["fma", "causal-linear", "2d-linear", "2d-mean", "2d-direct", "3d"],
+)
+
+
+def tokens(grid, batch=2, dims=8):
+    torch.manual_seed(0)
+    return torch.randn(batch, torch.Size(grid).numel(), dims)
+
+
+@VARIANTS
+def test_every_parameter_has_a_finite_gradient(grid, options):
+    module = FMAttention(8, 2, **options)
+    module(tokens(grid), grid).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@VARIANTS
+def test_backends_agree(grid, options):
+    module = FMAttention(8, 2, **options)
+    out = module(tokens(grid), grid)
+    module.backend = "reference"
+    torch.testing.assert_close(out, module(tokens(grid), grid))
+
+
+def test_levels_that_a_small_grid_lacks_still_have_gradients():
+    module = FMAttention(8, 2, cell_size=4, num_levels=3)
+    module(tokens((6,)), (6,)).sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+    assert torch.count_nonzero(module.key_basis.axis0_level1.grad) == 0
+
+
+def test_it_is_multi_head_attention_where_all_tokens_are_near():
+    module, full = FMAttention(8, 2, cell_size=8), nn.MultiheadAttention(8, 2, batch_first=True)
+    full.in_proj_weight.data, full.in_proj_bias.data = module.qkv.weight.data, module.qkv.bias.data
+    full.out_proj.weight.data, full.out_proj.bias.data = module.proj.weight.data, module.proj.bias.data
+    x = tokens((16,))
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, 10:] = True
+    torch.testing.assert_close(module(x, (16,), mask), full(x, x, x, key_padding_mask=mask)[0])
+
+
+def test_weights_fit_any_grid():
+    module = FMAttention(8, 2, cell_size=2, ndim=2, num_levels=2)
+    other = FMAttention(8, 2, cell_size=2, ndim=2, num_levels=2)
+    module(tokens((4, 4)), (4, 4))
+    other.load_state_dict(module.state_dict())
+    assert other(tokens((33, 18)), (33, 18)).shape == (2, 33 * 18, 8)
+
+
+def test_dropout_only_while_training():
+    module = FMAttention(8, 2, cell_size=4, attn_drop=0.5)
+    x = tokens((40,))
+    assert not torch.equal(module(x, (40,)), module(x, (40,)))
+    module.eval()
+    assert torch.equal(module(x, (40,)), module(x, (40,)))
+
+
+@VARIANTS
+def test_export_with_any_batch_size(grid, options, tmp_path):
+    module = FMAttention(8, 2, **options).eval()
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = module
+
+        def forward(self, x):
+            return self.attention(x, grid)
+
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(Model(), (tokens(grid),), dynamic_shapes={"x": {0: batch}})
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    loaded = torch.export.load(buffer).module()
+    x = tokens(grid, batch=5)
+    torch.testing.assert_close(loaded(x), module(x, grid))
+
+
+@VARIANTS
+def test_compiles_in_one_graph_with_gradients(grid, options):
+    module = FMAttention(8, 2, **options)
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = tokens(grid).requires_grad_()
+    (expected,) = torch.autograd.grad(module(x, grid).square().sum(), x)
+    (mine,) = torch.autograd.grad(compiled(x, grid).square().sum(), x)
+    torch.testing.assert_close(mine, expected)
+
+
+def test_activation_checkpointing_repeats_the_same_dropout():
+    module = FMAttention(8, 2, cell_size=4, attn_drop=0.3)
+    x = tokens((40,)).requires_grad_()
+    gradients = []
+    for checkpointed in (False, True):
+        torch.manual_seed(1)
+        if checkpointed:
+            out = torch.utils.checkpoint.checkpoint(module, x, (40,), use_reentrant=False)
+        else:
+            out = module(x, (40,))
+        gradients.append(torch.autograd.grad(out.square().sum(), x)[0])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_operators_keep_their_contract(masked):
+    """Schema, shapes under tracing and gradients, by PyTorch's own checks."""
+    hierarchy = Hierarchy((14, 9), 2)
+    h = [list(hierarchy.grid), hierarchy.cell_size, hierarchy.rank, hierarchy.causal]
+    x = [torch.randn(2, 2, hierarchy.num_tokens, 4, requires_grad=True) for _ in range(3)]
+    far = [torch.randn(2, 2, hierarchy.num_summaries, 4, requires_grad=True) for _ in range(2)]
+    carry = [
+        torch.randn(2, 2, hierarchy.level_sizes[0], 4, requires_grad=True),
+        torch.randn(2, 2, hierarchy.level_sizes[0], requires_grad=True),
+    ]
+    mask = torch.rand(2, hierarchy.num_tokens) < 0.3 if masked else None
+    torch.library.opcheck(ops._attend, (*x, *far, None, None, mask, None, *h, 0, 0.5, True, 0.0))
+    torch.library.opcheck(ops._attend, (*x, None, None, *carry, mask, None, *h, 0, 0.5, True, 0.0))
+    torch.library.opcheck(ops._summary_counts, (mask, *h, torch.device("cpu")))
+    grid, weight = torch.randn(2, 2, 5, 8, 3, requires_grad=True), torch.randn(2, 2, 4, 3, requires_grad=True)
+    torch.library.opcheck(ops._contract, (grid, weight, 1))
+
+
+def test_forward_mode_differentiation_raises():
+    """Better no derivative than a wrong one."""
+    hierarchy = Hierarchy((40,), 4)
+    basis = SummaryBasis(1, 4, 4, kind="mean")
+
+    def attention(x):
+        return fma_attention(x, x, x, aggregate(x, basis, hierarchy), aggregate(x, basis, hierarchy), hierarchy)
+
+    x = torch.randn(1, 1, 40, 4)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(attention, (x,), (x,))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(embed_dims=9), "embed_dims=9.*num_heads=2"),
+        (dict(num_heads=0), "num_heads=0"),
+        (dict(rank=3), "rank=3"),
+        (dict(aggregation="max"), "max"),
+        (dict(ndim=2, causal=True), "causal=True"),
+        (dict(attn_drop=1.0), "attn_drop=1.0"),
+        (dict(backend="fast"), "backend='fast'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FMAttention(**(dict(embed_dims=8, num_heads=2, cell_size=4) | arguments))
+
+
+@pytest.mark.parametrize(
+    ("x", "grid", "message"),
+    [
+        (torch.zeros(2, 16, 8), (4, 4), r"grid=\(4, 4\).*1 axes"),
+        (torch.zeros(2, 15, 8), (16,), r"x.shape=\(2, 15, 8\).*16 tokens"),
+        (torch.zeros(2, 16, 7), (16,), r"x.shape=\(2, 16, 7\).*8 channels"),
+        (torch.zeros(16, 8), (16,), r"x.shape=\(16, 8\).*three dimensions"),
+    ],
+)
+def test_bad_input_is_refused(x, grid, message):
+    with pytest.raises(ValueError, match=message):
+        FMAttention(8, 2, cell_size=4)(x, grid)
+
+
+def test_the_library_needs_torch_alone():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, fma_kernels; "
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'mmengine', 'mmcv', 'mmpretrain', 'mmseg', "
+        "'fairseq', 'matplotlib', 'sklearn'}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
