@@ -27,15 +27,20 @@ def contract_backward(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tup
     """Gradients of :func:`contract_forward` with respect to ``x`` and ``weight``."""
     blocks = _blocks(x, weight, axis)
     grad = grad.reshape(*blocks.shape[:3], weight.shape[1], *blocks.shape[4:])
-    grad_x = torch.empty_like(blocks, memory_format=torch.contiguous_format)
+    grad_x = torch.empty_like(blocks, dtype=grad.dtype, memory_format=torch.contiguous_format)
     grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     scratch = Scratch(grad.dtype, x.device)
     for part, heads in _parts(blocks, weight):
-        g, w = grad[part][:, :, :, :, None], weight[heads][:, None, :, :, None]
-        grad_x[part] = torch.sum(_product(g, w, scratch), 3)
-        by_head = _product(g, blocks[part][:, :, :, None], scratch).sum(5).sum(2).sum(0)
-        grad_weight[heads] += by_head if len(weight) > 1 else by_head.sum(0, keepdim=True)
-    return grad_x.view(x.shape), grad_weight
+        x_part, x_grad = blocks[part], grad_x[part]
+        for i in range(weight.shape[1]):
+            g, w = grad[part][:, :, :, i, None], weight[heads][:, None, i, :, None]
+            if i == 0:
+                torch.mul(g, w, out=x_grad)
+            else:
+                x_grad.addcmul_(g, w)
+            by_head = _product(g, x_part, scratch).sum(4).sum(2).sum(0)
+            grad_weight[heads, i] += by_head if len(weight) > 1 else by_head.sum(0, keepdim=True)
+    return grad_x.to(x.dtype).view(x.shape), grad_weight
 
 
 def _product(a: Tensor, b: Tensor, scratch: Scratch) -> Tensor:

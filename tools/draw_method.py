@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Draw what Fast Multipole Attention is: what one query reads, and which level covers every pair of a sequence.
+
+    python tools/draw_method.py docs/fma.png
+
+The picture is read off the tables that the attention itself runs on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch, Rectangle
+
+from fma_kernels import Hierarchy
+
+COLORS = ["#d1495b", "#edae49", "#66a182", "#2e86ab", "#8d6a9f", "#5c5c5c"]  # near, then level 1, 2, ...
+
+
+def cell_bounds(hierarchy: Hierarchy, level: int, cell: tuple[int, ...]) -> list[tuple[int, int]]:
+    """First token and one past the last of a cell, per axis."""
+    width = hierarchy.cell_width(level)
+    return [(i * width, min((i + 1) * width, n)) for i, n in zip(cell, hierarchy.grid, strict=True)]
+
+
+def draw_image(axis: Axes, hierarchy: Hierarchy, query: tuple[int, int]) -> None:
+    """What one query of an image reads: squares are read as one, its near field token by token."""
+    for cell in hierarchy.near_list([i // hierarchy.cell_size for i in query]):
+        (top, bottom), (left, right) = cell_bounds(hierarchy, 1, cell)
+        for y in range(top, bottom):
+            for x in range(left, right):
+                axis.add_patch(Rectangle((x, y), 1, 1, fc=COLORS[0], ec="white", lw=0.4))
+    for level in hierarchy.levels:
+        side = hierarchy.cell_width(level) // hierarchy.rank
+        for cell in hierarchy.interaction_list(level, [i // hierarchy.cell_width(level) for i in query]):
+            (top, bottom), (left, right) = cell_bounds(hierarchy, level, cell)
+            for y in range(top, bottom, side):
+                for x in range(left, right, side):
+                    box = Rectangle(
+                        (x, y), min(side, right - x), min(side, bottom - y), fc=COLORS[level], ec="white", lw=0.8
+                    )
+                    axis.add_patch(box)
+    axis.add_patch(Rectangle((query[1], query[0]), 1, 1, fc="black"))
+    height, width = hierarchy.grid
+    axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
+    axis.set_title(f"One query (black) of an image of {height} x {width} tokens")
+
+
+def draw_sequence(axis: Axes, hierarchy: Hierarchy) -> None:
+    """Which level covers each (query, key) pair of a causal sequence, and the summaries it is read through."""
+    (n,) = hierarchy.grid
+    for cell in range(hierarchy.cells(1)[0]):
+        ((top, bottom),) = cell_bounds(hierarchy, 1, (cell,))
+        for (near,) in hierarchy.near_list((cell,)):
+            ((left, right),) = cell_bounds(hierarchy, 1, (near,))
+            for y in range(top, bottom):
+                for x in range(left, min(right, y + 1)):
+                    axis.add_patch(Rectangle((x, y), 1, 1, fc=COLORS[0], ec="white", lw=0.2))
+    for level in hierarchy.levels:
+        side = hierarchy.cell_width(level) // hierarchy.rank
+        for cell in range(hierarchy.cells(level)[0]):
+            ((top, bottom),) = cell_bounds(hierarchy, level, (cell,))
+            for (far,) in hierarchy.interaction_list(level, (cell,)):
+                ((left, right),) = cell_bounds(hierarchy, level, (far,))
+                for y in range(top, bottom):
+                    for x in range(left, right, side):
+                        axis.add_patch(Rectangle((x, y), side, 1, fc=COLORS[level], ec="white", lw=0.4))
+    axis.set(xlim=(0, n), ylim=(n, 0), aspect="equal", xticks=[], yticks=[], xlabel="key", ylabel="query")
+    axis.set_title(f"Every pair of a causal sequence of {n} tokens")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, help="PNG to write")
+    args = parser.parse_args()
+    image, sequence = Hierarchy((64, 64), 4, 2), Hierarchy((64,), 4, 2, causal=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 6.3), layout="constrained")
+    draw_image(axes[0], image, (22, 26))
+    draw_sequence(axes[1], sequence)
+    labels = ["near field: token by token"]
+    labels += [
+        f"level {level}: summaries of {image.cell_width(level) // image.rank} tokens per axis" for level in image.levels
+    ]
+    handles = [Patch(color="black", label="query")]
+    handles += [Patch(color=color, label=label) for color, label in zip(COLORS, labels, strict=False)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    args.path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.path, dpi=100)
+    print(f"wrote {args.path}")
+
+
+if __name__ == "__main__":
+    main()
