@@ -243,7 +243,7 @@ def test_memory_grows_linearly():
         with LargestTensor() as largest:
             out, lse = torch_attention.forward(geometry, x, [x, s], [x, s], options)
             torch_attention.backward(geometry, out, torch.zeros_like(lse), out, lse, x, [x, s], [x, s], options)
-        assert x.numel() <= largest.numel <= max(16 * n, 2**21)
+        assert x.numel() <= largest.numel <= max(16 * n, 2**22)
 
 
 def test_causal_linear_query_summaries_pool_backwards():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,19 +38,21 @@ class Options:
     seed: Tensor | None
 
 
-class _Chunk(NamedTuple):
-    """Some blocks: their rows, the rows of each source that they read, and their bias (blocks, 1, K)."""
+@dataclass(frozen=True)
+class _Source:
+    """Near or far keys: where each block finds the K rows that it reads.
 
-    rows: slice
-    index: list[Tensor]
-    bias: Tensor
+    A block is one query cell of one head, T queries that read the same keys.
+    """
+
+    keys: Tensor  # (B * H * cells of the source, tokens per cell * d)
+    values: Tensor
+    index: Tensor  # (blocks, slots): rows of keys and values
+    bias: Tensor  # (B or 1 times query cells, 1, K): added to the logits
 
 
 class _Call:
-    """The inputs of one call, cell by cell, and what both directions compute for a chunk of query cells.
-
-    A block is one query cell of one head, T queries that read the same K keys.
-    """
+    """The inputs of one call, block by block, and what both directions compute for a chunk of blocks."""
 
     def __init__(self, geometry: Geometry, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options):
         self.geometry, self.options = geometry, options
@@ -59,21 +60,19 @@ class _Call:
         self.dtype = torch.promote_types(query.dtype, torch.float32)  # of logits and sums
         self.scratch = Scratch(self.dtype, query.device)
         self.query = self.to_blocks(query)
-        self.bias = bias(geometry, options.mask, options.group_bias, query.new_empty(0, dtype=self.dtype))
-        # Near and far: rows of keys and values by cell, the cells that each query cell reads, its columns of the K.
-        self.keys, self.values = self._to_rows(keys), self._to_rows(values)
-        self.tables, _ = tables(geometry, query.device)
-        self.columns, start = [], 0
-        for rows, table in zip(self.keys, self.tables, strict=True):
-            self.columns.append(slice(start, start + table.shape[1] * rows.shape[1] // self.head_dim))
-            start = self.columns[-1].stop
+        self.sources = self._sources(keys, values)
+        # Without a mask all sequences have the same bias.
+        block = torch.arange(len(self.query), device=query.device)
+        per_sequence = self.heads * geometry.cells if options.mask is not None else len(self.query)
+        self.bias_row = block // per_sequence * geometry.cells + block % geometry.cells
         self.carry = self.carry_lse = None
         if options.carry is not None:
             self.carry, self.carry_lse = map(self._carry_to_blocks, (options.carry, options.carry_lse[..., None]))
             self.sub_block = sub_block_of_query(geometry).to(query.device)
             self.sub_block_sum = F.one_hot(self.sub_block).mT.to(self.dtype)
         queries = self.query.shape[1]
-        self.future = self.bias.new_full((queries, queries), -math.inf).triu(1) if geometry.diagonal else None
+        future = torch.full((queries, queries), -math.inf, dtype=self.dtype, device=query.device).triu(1)
+        self.future = future if geometry.diagonal else None
         self.generator = None
         if options.dropout_p:
             self.generator = torch.Generator(query.device).manual_seed(int(options.seed))
@@ -88,17 +87,28 @@ class _Call:
         """Inverse of :meth:`to_blocks`."""
         return self.geometry.query_from_cells(x.unflatten(0, (self.batch * self.heads, -1)), self.batch)
 
-    def _to_rows(self, sources: list[Tensor]) -> list[Tensor]:
-        """Near and far keys (or values), one row per cell: (B * H * cells of the source, tokens per cell * d)."""
-        convert = (self.geometry.query_to_cells, self.geometry.far_to_cells)
-        return [to_rows(x).flatten(0, 1).flatten(1) for to_rows, x in zip(convert, sources, strict=False)]
+    def _sources(self, keys: list[Tensor], values: list[Tensor]) -> list[_Source]:
+        geometry, options = self.geometry, self.options
+        like = self.query.new_empty(0, dtype=self.dtype)
+        biases = bias(geometry, options.mask, options.group_bias, like)
+        sources = []
+        for i, (k, v) in enumerate(zip(keys, values, strict=True)):
+            to_cells = geometry.far_to_cells if i else geometry.query_to_cells
+            k, v = (to_cells(x) for x in (k, v))  # (B * H, cells, tokens per cell, d)
+            first_row = torch.arange(k.shape[0], device=k.device)[:, None, None] * k.shape[1]
+            index = (tables(geometry, k.device)[0][i] + first_row).flatten(0, 1)
+            rows = [x.flatten(0, 1).flatten(1) for x in (k, v)]
+            sources.append(_Source(*rows, index, biases[i].flatten(0, 1)[:, None]))
+        return sources
 
     def from_rows(self, gradients: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """Inverse of the layout of ``keys`` and ``values``, in ``dtype``."""
-        convert = (self.geometry.query_from_cells, self.geometry.far_from_cells)
-        shape = (self.batch * self.heads, -1)
-        cells = [x.view(*shape, x.shape[1] // self.head_dim, self.head_dim) for x in gradients]
-        return [from_rows(x, self.batch).to(dtype) for from_rows, x in zip(convert, cells, strict=False)]
+        """Gradients of the keys (or values) of all sources, in the layout of the inputs."""
+        results = []
+        for i, x in enumerate(gradients):
+            from_cells = self.geometry.far_from_cells if i else self.geometry.query_from_cells
+            x = x.view(self.batch * self.heads, -1, x.shape[1] // self.head_dim, self.head_dim)
+            results.append(from_cells(x, self.batch).to(dtype))
+        return results
 
     def _carry_to_blocks(self, x: Tensor) -> Tensor:
         hierarchy = self.geometry.hierarchy
@@ -113,51 +123,34 @@ class _Call:
 
     # ------------------------------------------------------------------ chunks
 
-    def chunks(self) -> Iterator[_Chunk]:
+    def chunks(self) -> Iterator[slice]:
         """All blocks in order, as many at a time as the working set holds."""
-        cells, (queries, width) = self.geometry.cells, (self.query.shape[1], self.bias.shape[-1])
-        step = chunk_size(self.query.device, width * (queries + 2 * self.head_dim))
-        bias = self.bias.flatten(0, 1)
+        keys = sum(source.bias.shape[-1] for source in self.sources)
+        step = chunk_size(self.query.device, keys * (self.query.shape[1] + 2 * self.head_dim))
         for start in range(0, len(self.query), step):
-            rows = slice(start, min(start + step, len(self.query)))
-            block = torch.arange(rows.start, rows.stop, device=self.query.device)
-            cell, head = block % cells, block // cells
-            index = []
-            for source, table in zip(self.keys, self.tables, strict=True):
-                per_head = len(source) // (self.batch * self.heads)
-                index.append((table[cell] + head[:, None] * per_head).flatten())
-            bias_row = cell if len(self.bias) == 1 else head // self.heads * cells + cell
-            yield _Chunk(rows, index, bias[bias_row][:, None])
+            yield slice(start, min(start + step, len(self.query)))
 
-    def part(self, x: Tensor, chunk: _Chunk) -> Tensor:
-        """The chunk's rows of a tensor by blocks, in the dtype of sums."""
-        return x[chunk.rows].to(self.dtype)
+    def part(self, x: Tensor, chunk: slice) -> Tensor:
+        """A chunk of a tensor by blocks, in the dtype of sums."""
+        return x[chunk].to(self.dtype)
 
-    def read(self, name: str, rows: list[Tensor], chunk: _Chunk) -> list[Tensor]:
-        """The keys or values of each source that the blocks of a chunk read: (blocks, K of the source, d)."""
-        parts = []
-        for i, (source, index) in enumerate(zip(rows, chunk.index, strict=True)):
-            part = self.scratch(f"{name}{i}", len(index), source.shape[1], dtype=source.dtype)
-            torch.index_select(source, 0, index, out=part)
-            parts.append(part.view(chunk.rows.stop - chunk.rows.start, -1, self.head_dim).to(self.dtype))
-        return parts
+    def read(self, name: str, rows: Tensor, index: Tensor) -> Tensor:
+        """The keys or values that each block of a chunk reads from one source: (blocks, K, d)."""
+        gathered = self.scratch(name, index.numel(), rows.shape[1], dtype=rows.dtype)
+        torch.index_select(rows, 0, index.flatten(), out=gathered)
+        return gathered.view(len(index), -1, self.head_dim).to(self.dtype)
 
-    def weights(self, query: Tensor, keys: list[Tensor], chunk: _Chunk, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-        """exp(logits - shift), (blocks, T, K), and the shift; None shifts by the largest logit of each query."""
-        logits = self.scratch("weights", len(query), query.shape[1], chunk.bias.shape[-1])
-        for columns, k in zip(self.columns, keys, strict=True):
-            torch.baddbmm(chunk.bias[..., columns], query, k.mT, alpha=self.options.scale, out=logits[..., columns])
-        if self.future is not None:
-            logits[:, :, : len(self.future)] += self.future
-        if shift is None:
-            shift = logits.amax(-1, keepdim=True)
-            if self.carry is not None:
-                shift = torch.maximum(shift, self.carry_lse[chunk.rows][:, self.sub_block])
-            shift = shift.masked_fill(shift == -math.inf, 0)  # a query that reads nothing
-        return logits.sub_(shift).exp_(), shift
+    def logits(self, i: int, query: Tensor, keys: Tensor, chunk: slice) -> Tensor:
+        """Scaled and biased logits of a chunk and one source: (blocks, T, K)."""
+        bias = self.sources[i].bias.index_select(0, self.bias_row[chunk])
+        out = self.scratch(f"logits{i}", len(query), query.shape[1], keys.shape[1])
+        torch.baddbmm(bias, query, keys.mT, alpha=self.options.scale, out=out)
+        if i == 0 and self.future is not None:
+            out[:, :, : len(self.future)] += self.future
+        return out
 
     def dropout(self, like: Tensor) -> Tensor | None:
-        """The next chunk's dropout factors, 0 or 1 / (1 - p); None without dropout."""
+        """The next dropout factors, 0 or 1 / (1 - p); None without dropout. Both directions draw in one order."""
         if self.generator is None:
             return None
         keep = 1 - self.options.dropout_p
@@ -175,19 +168,31 @@ def forward(
     lse = torch.empty(*out.shape[:2], 1, dtype=call.dtype, device=out.device)
     for chunk in call.chunks():
         q = call.part(call.query, chunk)
-        p, shift = call.weights(q, call.read("k", call.keys, chunk), chunk, None)
-        total = p.sum(-1, keepdim=True)
-        factors = call.dropout(p)
-        p = p if factors is None else p.mul_(factors)
-        o = call.scratch("out", *q.shape).zero_()
-        for columns, v in zip(call.columns, call.read("v", call.values, chunk), strict=True):
-            o.baddbmm_(p[..., columns], v)
+        logits, peak = [], None
+        for i, source in enumerate(call.sources):
+            logits.append(call.logits(i, q, call.read(f"rows{i}", source.keys, source.index[chunk]), chunk))
+            largest = logits[i].amax(-1, keepdim=True)
+            peak = largest if peak is None else torch.maximum(peak, largest)
         if call.carry is not None:
-            weight = (call.carry_lse[chunk.rows][:, call.sub_block] - shift).exp_()
+            carry_lse = call.carry_lse[chunk][:, call.sub_block]
+            peak = torch.maximum(peak, carry_lse)
+        peak = peak.masked_fill(peak == -math.inf, 0)  # a query that reads nothing
+        o = call.scratch("out", *q.shape)
+        total = torch.zeros_like(peak)
+        for i, source in enumerate(call.sources):
+            p = logits[i].sub_(peak).exp_()
+            total += p.sum(-1, keepdim=True)
+            factors = call.dropout(p)
+            p = p if factors is None else p.mul_(factors)
+            v = call.read(f"rows{i}", source.values, source.index[chunk])
+            torch.baddbmm(o, p, v, beta=0 if i == 0 else 1, out=o)
+        if call.carry is not None:
+            weight = (carry_lse - peak).exp_()
             total += weight
-            o += weight * call.carry[chunk.rows][:, call.sub_block]
-        out[chunk.rows] = o.div_(total.masked_fill(total == 0, 1))
-        lse[chunk.rows] = total.log_().add_(shift)
+            o += weight * call.carry[chunk][:, call.sub_block]
+        torch.div(o, total.masked_fill(total == 0, 1), out=o)
+        out[chunk] = o
+        lse[chunk] = total.log_().add_(peak)
     return call.from_blocks(out), call.from_blocks(lse).squeeze(-1)
 
 
@@ -208,37 +213,33 @@ def backward(
     grad_lse, lse = call.to_blocks(grad_lse[..., None]), call.to_blocks(lse[..., None])
     lse = lse.masked_fill(lse == -math.inf, math.inf)  # such a query has read nothing: its weights are 0
     grad_query = torch.empty_like(call.query, memory_format=torch.contiguous_format)
-    grad_keys = [torch.zeros_like(x, dtype=call.dtype) for x in call.keys]
-    grad_values = [torch.zeros_like(x, dtype=call.dtype) for x in call.values]
+    grad_keys = [torch.zeros_like(source.keys, dtype=call.dtype) for source in call.sources]
+    grad_values = [torch.zeros_like(source.values, dtype=call.dtype) for source in call.sources]
     grad_carry = [] if call.carry is None else [torch.empty_like(call.carry), torch.empty_like(call.carry_lse)]
     scale = options.scale
     for chunk in call.chunks():
-        rows = chunk.rows
         q, go, o = (call.part(x, chunk) for x in (call.query, grad_out, out))
-        k = call.read("k", call.keys, chunk)
-        p, _ = call.weights(q, k, chunk, lse[rows])
-        delta = torch.mul(go, o, out=call.scratch("go * o", *go.shape)).sum(-1, keepdim=True) - grad_lse[rows]
-        factors = call.dropout(p)
-        dropped = p if factors is None else torch.mul(p, factors, out=call.scratch("dropped", *p.shape))
-        ds = call.scratch("ds", *p.shape)
-        for i, v in enumerate(call.read("v", call.values, chunk)):
-            columns = call.columns[i]
-            grad = torch.bmm(dropped[..., columns].mT, go, out=call.scratch(f"gradient{i}", *v.shape))
-            grad_values[i].index_add_(0, chunk.index[i], grad.view(len(chunk.index[i]), -1))
-            torch.bmm(go, v.mT, out=ds[..., columns])
-        ds = (ds if factors is None else ds.mul_(factors)).sub_(delta).mul_(p)
-        dq = call.scratch("out", *q.shape).zero_()
-        for i, columns in enumerate(call.columns):
-            dq.baddbmm_(ds[..., columns], k[i], alpha=scale)
-            grad = call.scratch(f"gradient{i}", *k[i].shape)
-            torch.baddbmm(grad, ds[..., columns].mT, q, beta=0, alpha=scale, out=grad)
-            grad_keys[i].index_add_(0, chunk.index[i], grad.view(len(chunk.index[i]), -1))
-        grad_query[rows] = dq
+        delta = torch.mul(go, o, out=call.scratch("go * o", *go.shape)).sum(-1, keepdim=True) - grad_lse[chunk]
+        dq = call.scratch("dq", *q.shape)
+        for i, source in enumerate(call.sources):
+            index = source.index[chunk]
+            k, v = call.read("keys", source.keys, index), call.read("values", source.values, index)
+            p = call.logits(i, q, k, chunk).sub_(lse[chunk]).exp_()
+            factors = call.dropout(p)
+            ds = torch.bmm(go, v.mT, out=call.scratch("ds", *p.shape))
+            ds = (ds if factors is None else ds.mul_(factors)).sub_(delta).mul_(p)
+            p = p if factors is None else p.mul_(factors)
+            grad = call.scratch("gradient", *k.shape)
+            grad_values[i].index_add_(0, index.flatten(), torch.bmm(p.mT, go, out=grad).view(index.numel(), -1))
+            torch.baddbmm(grad, ds.mT, q, beta=0, alpha=scale, out=grad)
+            grad_keys[i].index_add_(0, index.flatten(), grad.view(index.numel(), -1))
+            torch.baddbmm(dq, ds, k, beta=0 if i == 0 else 1, alpha=scale, out=dq)
+        grad_query[chunk] = dq
         if call.carry is not None:
-            weight = (call.carry_lse[rows][:, call.sub_block] - lse[rows]).exp_()
-            gain = (go * call.carry[rows][:, call.sub_block]).sum(-1, keepdim=True) - delta
-            grad_carry[0][rows] = call.sub_block_sum @ (weight * go)
-            grad_carry[1][rows] = call.sub_block_sum @ (weight * gain)
+            weight = (call.carry_lse[chunk][:, call.sub_block] - lse[chunk]).exp_()
+            gain = (go * call.carry[chunk][:, call.sub_block]).sum(-1, keepdim=True) - delta
+            grad_carry[0][chunk] = call.sub_block_sum @ (weight * go)
+            grad_carry[1][chunk] = call.sub_block_sum @ (weight * gain)
     carries = zip(grad_carry, (options.carry, options.carry_lse), strict=False)
     return (
         call.from_blocks(grad_query),

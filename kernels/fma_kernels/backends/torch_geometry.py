@@ -70,8 +70,11 @@ def tables(geometry: Geometry, device: torch.device) -> tuple[list[Tensor], list
     return [table.clamp(min=0) for table in tables], [table == EMPTY for table in tables]
 
 
-def bias(geometry: Geometry, mask: Tensor | None, group_bias: bool, like: Tensor) -> Tensor:
-    """Added to the logits, by query cell and key: 0 or log(count), -inf for what does not exist: (B or 1, cells, K)."""
+def bias(geometry: Geometry, mask: Tensor | None, group_bias: bool, like: Tensor) -> list[Tensor]:
+    """Added to the logits of each key source, by query cell and key: [(B or 1, cells, K)].
+
+    0 or log(count); -inf for what does not exist.
+    """
     if mask is None:
         return _full_bias(geometry, group_bias, like.device, like.dtype)
     hierarchy, level = geometry.hierarchy, geometry.level
@@ -89,11 +92,11 @@ def bias(geometry: Geometry, mask: Tensor | None, group_bias: bool, like: Tensor
     for counts, table, empty in zip(kinds, *tables(geometry, like.device), strict=True):
         logit = counts.log() if group_bias else torch.where(counts > 0, 0.0, -math.inf).to(like.dtype)
         parts.append(logit[:, table].masked_fill(empty[..., None], -math.inf).flatten(2))
-    return torch.cat(parts, -1)
+    return parts
 
 
 @lru_cache(maxsize=256)
-def _full_bias(geometry: Geometry, group_bias: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _full_bias(geometry: Geometry, group_bias: bool, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     nothing_masked = torch.zeros(1, geometry.hierarchy.num_tokens, dtype=torch.bool, device=device)
     return bias(geometry, nothing_masked, group_bias, torch.empty(0, dtype=dtype, device=device))
 
