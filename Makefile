@@ -28,8 +28,9 @@ $(STAMP): constraints.txt setup.py pyproject.toml
 demo: $(STAMP)
 	$(PY) tools/train.py configs/demo/fma2d_digits.py
 
+# Two processes of one thread each: more threads than cores wait for one another.
 test: $(STAMP)
-	$(PY) -m pytest -n 2 --durations=10
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --durations=10
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -1,0 +1,3 @@
+from .digits import HandwrittenDigits
+
+__all__ = ["HandwrittenDigits"]

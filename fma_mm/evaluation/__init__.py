@@ -1,0 +1,3 @@
+from .classification_report import ClassificationReport
+
+__all__ = ["ClassificationReport"]

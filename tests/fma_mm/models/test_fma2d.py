@@ -1,0 +1,376 @@
+import itertools
+import math
+import re
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS
+from torch import nn
+
+from fma_kernels import Hierarchy, SummaryBasis
+from fma_mm import FMA2D
+
+ARCH = dict(embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4))
+ALL = (0, 1, 2, 3)
+
+
+def small(**kwargs) -> FMA2D:
+    """Two far levels in the first stage at 64x64, one in the second."""
+    torch.manual_seed(0)
+    return FMA2D(**(dict(arch=ARCH, img_size=64, cell_sizes=2, drop_path_rate=0.0) | kwargs))
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Give every weight, the summary bases included, a value of its own."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(arch="huge"), r"arch='huge'.*'base', 'large', 'small', 'tiny'"),
+        (dict(arch=dict(embed_dims=8, depths=(1,))), r"arch=.*'depths', 'embed_dims', 'num_heads'"),
+        (dict(arch=ARCH | dict(depths=(1, 0, 1, 1))), r"arch\['depths'\]=\(1, 0, 1, 1\).*at least one block"),
+        (dict(arch=ARCH | dict(num_heads=(1, 2))), r"arch\['num_heads'\]=\(1, 2\).*one number per stage, 4"),
+        (dict(arch=ARCH | dict(num_heads=(1, 3, 2, 4))), r"arch\['num_heads'\].*divisor of 16 in stage 1"),
+        (dict(patch_sizes=(7, 3)), r"patch_sizes=\(7, 3\).*one value per stage, 4"),
+        (dict(strides=(4, 2)), r"strides=\(4, 2\).*one value per stage, 4"),
+        (dict(cell_sizes=(7, 7, 7)), r"cell_sizes=\(7, 7, 7\).*one value per stage, 4"),
+        (dict(cell_sizes=4, ranks=(1, 2, 3, 4)), r"rank=3.*divisor of cell_size, which is 4"),
+        (dict(attention="window"), r"attention='window'"),
+        (dict(drop_path_rate=1.0), r"drop_path_rate=1.0.*\[0, 1\)"),
+        (dict(out_indices=(4,)), r"out_indices=\(4,\).*from -4 to 3"),
+        (dict(out_indices=(3, -1)), r"out_indices=\(3, -1\).*at most once"),
+        (dict(out_indices=()), r"out_indices=\(\).*at least one stage"),
+        (dict(frozen_stages=4), r"frozen_stages=4.*-1 for none"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        FMA2D(**(dict(arch=ARCH) | kwargs))
+
+
+def test_custom_arch_with_any_number_of_stages():
+    model = FMA2D(
+        arch=dict(embed_dims=12, depths=[2, 1], num_heads=[3, 2]),
+        in_channels=1,
+        patch_sizes=(4, 2),
+        strides=(4, 2),
+        cell_sizes=(4, 2),
+        ranks=(2, 1),
+        out_indices=(0, 1),
+        ffn_ratio=3,
+        layer_scale_init_value=0.5,
+    )
+    assert [tuple(x.shape) for x in model(torch.rand(1, 1, 32, 40))] == [(1, 12, 8, 10), (1, 24, 4, 5)]
+    assert [len(stage.blocks) for stage in model.stages] == [2, 1]
+    block = model.stages[0].blocks[0]
+    assert (block.attn.fma.key_basis.cell_size, block.attn.fma.key_basis.rank) == (4, 2)
+    assert block.ffn.fc1.out_features == 36
+    assert (block.scale1.weight == 0.5).all()
+
+
+@pytest.mark.parametrize("img_size, levels", [(64, 2), (256, 4), ((64, 512), 5), (16, 2)])
+def test_img_size_sets_the_levels_that_are_built(img_size, levels):
+    """16, 64 and 128 tokens are at most two cells of side 2 * 2**L from L = 2, 4 and 5 on; two are always built."""
+    model = FMA2D(arch=ARCH, img_size=img_size, cell_sizes=2)
+    assert model.stages[0].blocks[0].attn.fma.key_basis.num_levels == levels
+
+
+# ---------------------------------------------------------------------- maps
+
+
+@pytest.mark.parametrize("size", [(64, 64), (256, 309), (33, 20), (8, 200)])
+def test_shapes_of_all_stages_on_any_input(size):
+    model = small(out_indices=ALL).eval()
+    outs = model(torch.rand(2, 3, *size))
+    assert isinstance(outs, tuple)
+    for i, out in enumerate(outs):
+        assert tuple(out.shape) == (2, 8 * 2**i, *(math.ceil(n / (4 * 2**i)) for n in size))
+        assert out.is_contiguous() and out.isfinite().all()
+
+
+def test_out_indices_choose_maps_and_norms():
+    full = randomised(small(out_indices=ALL)).eval()
+    x = torch.rand(1, 3, 64, 48)
+    expected = full(x)
+    for indices in [(-1,), (0, -1), (1,), [2, 0], -2]:
+        model = small(out_indices=indices).eval()
+        wanted = sorted(i % 4 for i in ([indices] if isinstance(indices, int) else indices))
+        names = {name for name, _ in model.named_children() if name.startswith("norm")}
+        assert names == {f"norm{i}" for i in wanted}
+        model.load_state_dict(full.state_dict(), strict=False)
+        torch.testing.assert_close(model(x), tuple(expected[i] for i in wanted), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("attention", ["fma", "fma_linear"])
+def test_every_output_sees_every_pixel(attention):
+    model = FMA2D(
+        arch=dict(embed_dims=8, depths=(1,), num_heads=(2,)),
+        patch_sizes=(7,),
+        strides=(4,),
+        cell_sizes=2,
+        attention=attention,
+    )
+    randomised(model).eval()
+    image = torch.rand(1, 3, 64, 80, requires_grad=True)
+    (out,) = model(image)
+    assert Hierarchy(tuple(out.shape[2:]), 2).num_levels >= 2
+    for row, column in [(0, 0), (7, 11), (15, 19)]:
+        (grad,) = torch.autograd.grad(out[0, :, row, column].square().sum(), image, retain_graph=True)
+        assert (grad.abs().sum(1) > 0).all()
+
+
+def test_direct_summaries_refuse_images_with_more_levels_than_were_built():
+    model = small(aggregation="direct").eval()
+    assert model(torch.rand(1, 3, 64, 64))[0].isfinite().all()
+    with pytest.raises(ValueError, match=r"num_levels=2.*at least 3"):
+        model(torch.rand(1, 3, 64, 128))
+
+
+@pytest.mark.parametrize("attention", ["fma", "fma_linear"])
+def test_mixed_precision(attention):
+    model = randomised(small(attention=attention))
+    image = torch.rand(2, 3, 64, 64)
+    (exact,) = model(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        (out,) = model(image)
+    assert ((out - exact).square().mean() / exact.square().mean()).sqrt() < 0.05
+    out.float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_export_with_any_batch_size():
+    model = randomised(small()).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (torch.rand(2, 3, 64, 80),), dynamic_shapes={"x": {0: batch}}).module()
+    for size in (1, 3):
+        image = torch.rand(size, 3, 64, 80)
+        torch.testing.assert_close(program(image), model(image))
+
+
+# ---------------------------------------------------------------------- weights
+
+
+def test_init_weights():
+    model = FMA2D(arch=ARCH | dict(embed_dims=32), img_size=64, cell_sizes=4, ranks=2)
+    randomised(model).init_weights()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            assert not module.bias.any()
+        elif isinstance(module, nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.15)
+
+    fresh = FMA2D(arch=ARCH, img_size=64, cell_sizes=4, ranks=2)
+    before = {name: p.clone() for name, p in fresh.named_parameters() if "_basis" in name}
+    fresh.init_weights()
+    assert before
+    for name, parameter in fresh.named_parameters():
+        if name in before:
+            assert torch.equal(parameter, before[name])
+
+
+def test_checkpoint_of_a_classifier_serves_another_resolution(tmp_path):
+    trained = randomised(small(out_indices=-1)).eval()
+    torch.save({"state_dict": {f"backbone.{k}": v for k, v in trained.state_dict().items()}}, tmp_path / "ckpt.pth")
+    pretrained = dict(type="Pretrained", checkpoint=str(tmp_path / "ckpt.pth"), prefix="backbone.")
+    model = small(img_size=256, out_indices=ALL, init_cfg=pretrained).eval()
+    model.init_weights()
+    assert len(model.state_dict()) > len(trained.state_dict())  # more levels were built
+    image = torch.rand(1, 3, 232, 256)
+    torch.testing.assert_close(model(image)[-1], trained(image)[0])
+
+
+@pytest.mark.parametrize("attention", ["fma", "fma_linear"])
+@pytest.mark.parametrize("aggregation", ["nested", "direct", "mean"])
+def test_every_parameter_has_a_finite_gradient(attention, aggregation):
+    model = small(attention=attention, aggregation=aggregation, out_indices=ALL, layer_scale_init_value=0.1)
+    sum(out.square().mean() for out in model(torch.rand(2, 3, 64, 64))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    used = model.stages[0].blocks[0].attn.fma
+    assert all(parameter.grad.any() for parameter in used.parameters())
+
+
+@pytest.mark.parametrize("with_cp", [False, True])
+def test_distributed_training_finds_every_parameter_used(tmp_path, with_cp):
+    """Without ``find_unused_parameters``, which fails at the second step if a parameter took no part in the first."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(small(with_cp=with_cp))
+        for size in (32, 64, 48):
+            model(torch.rand(1, 3, size, size))[0].square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_recomputing_blocks_changes_nothing():
+    plain, checkpointed = (randomised(small(with_cp=with_cp)) for with_cp in (False, True))
+    checkpointed.load_state_dict(plain.state_dict())
+    results = []
+    for model in (plain, checkpointed):
+        image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        (out,) = model(image)
+        out.square().sum().backward()
+        results.append([out, image.grad, *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_recomputing_blocks_stores_less():
+    stored = []
+    for with_cp in (False, True):
+        model, count = small(with_cp=with_cp), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, n=count: n.append(x.numel()) or x, lambda x: x):
+            model(torch.rand(1, 3, 64, 64))
+        stored.append(sum(count))
+    assert stored[1] < stored[0] / 4
+
+
+def test_drop_path_grows_linearly_over_the_blocks():
+    model = small(arch=ARCH | dict(depths=(1, 2, 3, 1)), drop_path_rate=0.3)
+    rates = [block.drop_path.drop_prob for stage in model.stages for block in stage.blocks]
+    assert rates == pytest.approx([0.05 * i for i in range(7)])
+
+
+@pytest.mark.parametrize("frozen_stages", [-1, 0, 2, 3])
+def test_frozen_stages_stay_frozen(frozen_stages):
+    model = small(frozen_stages=frozen_stages, out_indices=ALL, drop_path_rate=0.5, drop_rate=0.5)
+    model.train()
+    for i in ALL:
+        frozen = i <= frozen_stages
+        for module in (model.stages[i], getattr(model, f"norm{i}")):
+            assert all(child.training is not frozen for child in module.modules())
+            assert all(parameter.requires_grad is not frozen for parameter in module.parameters())
+    outs, again = (model(torch.ones(1, 3, 64, 64)) for _ in range(2))
+    for i in range(frozen_stages + 1):
+        torch.testing.assert_close(outs[i], again[i], rtol=0, atol=0)
+    if frozen_stages < 3:
+        assert not torch.equal(outs[3], again[3])
+
+
+def test_parameter_names_mean_what_they_say():
+    """Optimizer settings select parameters by substrings of their names."""
+    model = small(out_indices=ALL, layer_scale_init_value=0.1)
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    bases = {name for name, module in model.named_modules() if isinstance(module, SummaryBasis)}
+    for name, _ in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        assert "head" not in name and "pos_block" not in name
+        assert ("norm" in name) == (owner in norms)
+        assert ("_basis" in name) == (owner in bases)
+
+
+def test_layer_depth():
+    model = small(arch=ARCH | dict(depths=(1, 2, 3, 1)), out_indices=ALL)
+    depth = {name: model.get_layer_depth(f"backbone.{name}", "backbone.") for name, _ in model.named_parameters()}
+    assert {total for _, total in depth.values()} == {9}
+    assert {layer for layer, _ in depth.values()} == set(range(9))
+    assert depth["stages.0.patch_embed.projection.weight"][0] == 0
+    assert depth["stages.0.blocks.0.attn.fma.qkv.weight"][0] == 1
+    assert depth["stages.2.patch_embed.norm.bias"][0] == 3
+    assert depth["stages.2.blocks.1.ffn.fc1.weight"][0] == 5
+    assert depth["stages.3.blocks.0.ffn.fc1.weight"][0] == 7
+    assert depth["norm0.weight"][0] == 8
+    assert model.get_layer_depth("head.fc.weight", "backbone.") == (8, 9)
+
+
+def test_layer_wise_learning_rates_in_mmpretrain():
+    from mmpretrain.models import ImageClassifier
+
+    classifier = ImageClassifier(
+        backbone=small(),
+        neck=dict(type="GlobalAveragePooling"),
+        head=dict(type="LinearClsHead", num_classes=2, in_channels=64),
+    )
+    wrapper = build_optim_wrapper(
+        classifier,
+        dict(
+            optimizer=dict(type="AdamW", lr=1.0, weight_decay=0.05),
+            constructor="mmpretrain.LearningRateDecayOptimWrapperConstructor",
+            paramwise_cfg=dict(layer_decay_rate=0.5),
+        ),
+    )
+    rates = {group["param_name"]: group["lr"] for group in wrapper.param_groups if "param_name" in group}
+    assert rates["head.fc.weight"] == 1
+    assert rates["backbone.stages.3.blocks.0.attn.fma.proj.weight"] == 0.5
+    assert rates["backbone.stages.0.patch_embed.projection.weight"] == 0.5**6
+
+
+# ---------------------------------------------------------------------- figures in the documentation
+
+
+def documented() -> dict[str, tuple[int, float]]:
+    """Parameters and GFLOPs of every architecture as the class's documentation states them."""
+    rows = re.findall(r"^ +(\w+) +\d+ +[\d, ]+? {2,}[\d, ]+? {2,}([\d,]+) +([\d.]+) G$", FMA2D.__doc__, re.MULTILINE)
+    return {arch: (int(parameters.replace(",", "")), float(flops)) for arch, parameters, flops in rows}
+
+
+def attention_pairs(grid: tuple[int, int], cell: int) -> int:
+    """(query, key) pairs plus (query, summary) pairs, one summary per cell, by walking over the cells."""
+    hierarchy = Hierarchy(grid, cell)
+
+    def tokens(level: int, index: tuple[int, ...]) -> int:
+        width = cell * 2 ** (level - 1)
+        return math.prod(min(width, n - i * width) for i, n in zip(index, grid, strict=True))
+
+    pairs = 0
+    finest = list(itertools.product(*map(range, hierarchy.cells(1))))
+    for query, key in itertools.product(finest, finest):
+        if max(abs(i - j) for i, j in zip(query, key, strict=True)) <= 1:
+            pairs += tokens(1, query) * tokens(1, key)
+    for level in range(1, hierarchy.num_levels + 1):
+        for query in itertools.product(*map(range, hierarchy.cells(level))):
+            pairs += tokens(level, query) * len(hierarchy.interaction_list(level, query))
+    return pairs
+
+
+def hand_count(embed_dims: int, depths: tuple[int, ...], size: int = 224, cell: int = 7) -> int:
+    """Multiply-adds of a forward pass with cells of 7x7 and one summary per cell."""
+    flops, channels_in, side = 0, 3, size
+    for stage, depth in enumerate(depths):
+        channels, kernel, stride = embed_dims * 2**stage, (3 if stage else 7), (2 if stage else 4)
+        side //= stride
+        n = side * side
+        flops += n * channels * channels_in * kernel * kernel
+        channels_in = channels
+
+        projections = n * channels * (3 * channels + channels)
+        feed_forward = n * (channels * 4 * channels + 4 * channels * 9 + 4 * channels * channels)
+        attention = attention_pairs((side, side), cell) * 2 * channels  # a product with the key, one with the value
+        summaries, rows, width = 0, side, cell
+        for _ in range(Hierarchy((side, side), cell).num_levels):
+            assert rows % width == 0
+            made = rows // width  # per row, then of these per column; each weighs ``width`` numbers; keys and values
+            summaries += 2 * (rows * made + made * made) * width * channels
+            rows, width = made, 2
+        flops += depth * (projections + feed_forward + attention + summaries)
+    return flops
+
+
+def test_documentation_has_every_architecture():
+    assert documented().keys() == FMA2D.arch_zoo.keys()
+
+
+@pytest.mark.parametrize("arch", FMA2D.arch_zoo)
+def test_documented_parameters_and_flops(arch):
+    parameters, gflops = documented()[arch]
+    with torch.device("meta"):
+        model = FMA2D(arch=arch)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    settings = FMA2D.arch_zoo[arch]
+    assert f"{hand_count(settings['embed_dims'], settings['depths']) / 1e9:.2f}" == f"{gflops:.2f}"
+
+
+def test_documented_example():
+    outs = MODELS.build(dict(type="FMA2D", arch="tiny", out_indices=ALL))(torch.rand(1, 3, 256, 309))
+    shapes = [tuple(out.shape) for out in outs]
+    assert str(shapes) in FMA2D.__doc__
