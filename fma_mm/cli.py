@@ -1,0 +1,160 @@
+"""What the command-line tools share: options, reading the config, and clear words about mistakes."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentError, ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+
+class CommandError(Exception):
+    """The command line or the config asks for something that cannot be done; told to the user in one line."""
+
+
+class ConfigOptions(DictAction):
+    """mmengine's ``KEY=VALUE`` options, refusing other forms in the parser's way."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, ValueError):
+            raise ArgumentError(self, f"expected KEY=VALUE pairs, got {' '.join(values)!r}") from None
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add the options that training and testing have in common.
+
+    Args:
+        parser: the parser to extend.
+    """
+    parser.add_argument("--work-dir", metavar="DIR", help="where logs and results go; ./work_dirs/CONFIG by default")
+    parser.add_argument("--amp", action="store_true", help="compute in mixed precision")
+    parser.add_argument("--no-pin-memory", action="store_true", help="load data into ordinary, pageable memory")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=ConfigOptions,
+        default={},
+        metavar="KEY=VALUE",
+        help="change the config before anything else, e.g. train_dataloader.batch_size=64 model.backbone.arch=small; "
+        'lists as key="[a,b]" or key=a,b',
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
+    parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help="set by some launchers")
+
+
+def run(parser: ArgumentParser, argv: list[str] | None, command: Callable[[Namespace], None]) -> None:
+    """Parse the command line and carry the command out; a :class:`CommandError` ends the program with status 2.
+
+    Args:
+        parser: the parser.
+        argv: the arguments; those of the process when None.
+        command: what to do with the parsed arguments.
+    """
+    args = parser.parse_args(argv)
+    if args.launcher != "none":
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    try:
+        command(args)
+    except CommandError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def load_config(args: Namespace) -> Config:
+    """Read the config and apply the common options, ``--cfg-options`` first.
+
+    Args:
+        args: parsed arguments, with ``config``.
+
+    Returns:
+        The config, with a work directory and a launcher.
+
+    Raises:
+        CommandError: the config is missing, an option does not fit it, or the machine cannot serve the launcher.
+    """
+    path = Path(args.config)
+    if not path.is_file():
+        raise CommandError(f"config {args.config}: no such file")
+    if path.suffix not in {".py", ".json", ".yaml", ".yml"}:
+        raise CommandError(f"config {args.config}: expected a .py, .json, .yaml or .yml file")
+    if args.launcher != "none" and not has_accelerator():
+        raise CommandError(
+            f"--launcher {args.launcher}: needs a GPU and this machine has none; without it, the CPU is used"
+        )
+    cfg = Config.fromfile(path)
+    try:
+        cfg.merge_from_dict(args.cfg_options)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise CommandError(f"--cfg-options: {error}") from error
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs", path.stem))
+    return cfg
+
+
+def has_accelerator() -> bool:
+    """Whether mmengine's mixed precision and its launchers find a device to use."""
+    return get_device() in {"cuda", "npu", "mlu", "musa"}
+
+
+def exists(checkpoint: str) -> bool:
+    """Whether a checkpoint is there; one at a URL or on other storage is taken to be.
+
+    Args:
+        checkpoint: path or URL.
+    """
+    return "://" in checkpoint or os.path.exists(checkpoint)
+
+
+def scope(cfg: Config) -> str:
+    """The library a config is written for, as users know it."""
+    return cfg.get("default_scope") or "mmengine"
+
+
+def type_name(component: dict | None, default: str = "") -> str:
+    """Name of the class that a component's config builds, without scope or module.
+
+    Args:
+        component: the config; its ``type`` is a name or a class.
+        default: the answer if it has no type.
+    """
+    kind = (component or {}).get("type") or default
+    return kind.split(".")[-1] if isinstance(kind, str) else kind.__name__
+
+
+def complete_dataloaders(cfg: Config, args: Namespace) -> None:
+    """Give the dataloaders the defaults of their library, and apply the options about them.
+
+    mmpretrain's configs leave pinned memory, workers that live on, and batching to the tools; those of other libraries
+    state them, and batch differently.
+
+    Args:
+        cfg: the config, changed in place.
+        args: parsed arguments.
+    """
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        loader = cfg.get(name)
+        if not loader:
+            continue
+        if scope(cfg) == "mmpretrain":
+            loader.setdefault("pin_memory", has_accelerator())
+            loader.setdefault("persistent_workers", True)
+            loader.setdefault("collate_fn", ConfigDict(type="default_collate"))
+        if args.no_pin_memory:
+            loader.pin_memory = False
+        if getattr(args, "no_persistent_workers", False) or not loader.get("num_workers"):
+            loader.persistent_workers = False
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that the config asks for.
+
+    Args:
+        cfg: the complete config.
+    """
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)

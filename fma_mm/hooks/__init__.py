@@ -1,0 +1,6 @@
+from .atomic_checkpoint import AtomicCheckpointHook
+from .cpu_threads import CPUThreadsHook
+from .exact_resume import ExactResumeHook
+from .run_summary import RunSummaryHook
+
+__all__ = ["AtomicCheckpointHook", "CPUThreadsHook", "ExactResumeHook", "RunSummaryHook"]

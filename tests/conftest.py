@@ -1,0 +1,78 @@
+"""The command-line tools, and small data sets in the formats of the real ones, for the tests of configs and tools."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"fma_tools_{name}", TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def train() -> ModuleType:
+    """tools/train.py"""
+    return _load("train")
+
+
+@pytest.fixture(scope="session")
+def evaluate() -> ModuleType:
+    """tools/test.py"""
+    return _load("test")
+
+
+def write_image(path: Path, rng: np.random.Generator, size: tuple[int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path, format="JPEG")
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet as it comes: a folder per class for training; validation images in one folder, listed in meta/."""
+    root = tmp_path_factory.mktemp("imagenet")
+    rng = np.random.default_rng(0)
+    wnids = [f"n{i:08d}" for i in range(1000)]
+    for wnid in wnids:
+        (root / "train" / wnid).mkdir(parents=True)
+    for i in range(24):
+        wnid = wnids[7 * i % 13]
+        write_image(root / "train" / wnid / f"{wnid}_{i}.JPEG", rng, (40 + i, 60 - i))
+    names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(6)]
+    for name in names:
+        write_image(root / "val" / name, rng, (48, 36))
+    (root / "meta").mkdir()
+    (root / "meta" / "val.txt").write_text("".join(f"{name} {i}\n" for i, name in enumerate(names)))
+    return root
+
+
+@pytest.fixture(scope="session")
+def ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ADE20K: images and, under the same names, maps of the 150 classes with 0 for none."""
+    root = tmp_path_factory.mktemp("ade")
+    rng = np.random.default_rng(1)
+    for split, count in {"training": 12, "validation": 3}.items():
+        (root / "annotations" / split).mkdir(parents=True)
+        for i in range(count):
+            write_image(root / "images" / split / f"ADE_{i}.jpg", rng, (50, 70 - i))
+            labels = np.kron(rng.integers(0, 151, (5, 7)), np.ones((10, 10)))[:50, : 70 - i]
+            Image.fromarray(labels.astype(np.uint8)).save(root / "annotations" / split / f"ADE_{i}.png")
+    return root
+
+
+@pytest.fixture
+def one_thread():
+    """Compute on one thread, so that tests that run side by side do not wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
