@@ -45,11 +45,11 @@ def tokens_to_cells(x: Tensor, hierarchy: Hierarchy) -> Tensor:
 
 
 def tokens_from_cells(x: Tensor, hierarchy: Hierarchy) -> Tensor:
-    """Inverse of :func:`tokens_to_cells`: (B, H, cells, cell_size**D, d) to (B, H, N, d), contiguous."""
+    """Inverse of :func:`tokens_to_cells`: (B, H, cells, cell_size**D, d) to (B, H, N, d)."""
     x = from_cells(x, hierarchy.cells(1), hierarchy.cell_size)
     for axis, n in enumerate(hierarchy.grid):
         x = x.narrow(2 + axis, 0, n)
-    return x.reshape(*x.shape[:2], hierarchy.num_tokens, x.shape[-1]).contiguous()
+    return x.reshape(*x.shape[:2], hierarchy.num_tokens, x.shape[-1])
 
 
 def summaries_to_cells(x: Tensor, hierarchy: Hierarchy) -> Tensor:
@@ -61,9 +61,9 @@ def summaries_to_cells(x: Tensor, hierarchy: Hierarchy) -> Tensor:
 
 
 def summaries_from_cells(x: Tensor, hierarchy: Hierarchy) -> Tensor:
-    """Inverse of :func:`summaries_to_cells`, contiguous."""
+    """Inverse of :func:`summaries_to_cells`."""
     if hierarchy.ndim == 1 or hierarchy.rank == 1:
-        return x.flatten(2, 3).contiguous()
+        return x.flatten(2, 3)
     counts = [math.prod(hierarchy.cells(level)) for level in hierarchy.levels]
     levels = zip(hierarchy.levels, x.split(counts, dim=2), strict=True)
     return torch.cat(

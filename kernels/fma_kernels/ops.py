@@ -207,11 +207,7 @@ def _attend_backward(
     geometry = torch_attention.Geometry(Hierarchy(tuple(grid), cell_size, rank, causal), level, far_key is not None)
     keys, values = _sources(key, value, far_key, far_value)
     options = torch_attention.Options(scale, group_bias, mask, carry, carry_lse, dropout_p, seed)
-    grad_query, grad_keys, grad_values, grad_carry = torch_attention.backward(
-        geometry, grad_out, grad_lse, out, lse, query, keys, values, options
-    )
-    near_and_far = [grad for pair in zip(grad_keys, grad_values, strict=True) for grad in pair]
-    return [grad_query, *near_and_far, *grad_carry]
+    return torch_attention.backward(geometry, grad_out, grad_lse, out, lse, query, keys, values, options)
 
 
 def _sources(key, value, far_key, far_value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,6 +16,16 @@ _BUDGET_ELSEWHERE = 2**26
 def chunk_size(device: torch.device, numbers: int) -> int:
     """How many items of so many ``numbers`` each to work on at a time, at least 1."""
     return max(1, _BUDGET.get(device.type, _BUDGET_ELSEWHERE) // max(1, numbers))
+
+
+def head_groups(x: Tensor, numbers_per_head: int) -> Iterator[tuple[slice, slice]]:
+    """Batch and head slices of ``x`` (B, H, ...) to work on at a time: whole sequences, or else some of one's heads."""
+    batch, heads = x.shape[:2]
+    step = min(heads, chunk_size(x.device, numbers_per_head))
+    sequences = chunk_size(x.device, heads * numbers_per_head) if step == heads else 1
+    for b in range(0, batch, sequences):
+        for h in range(0, heads, step):
+            yield slice(b, b + sequences), slice(h, h + step)
 
 
 class Scratch:

@@ -2,22 +2,22 @@
 
 The queries of one cell read the same keys, which index tables name. So a chunk of cells is a gather, two batched
 matrix products and a softmax between them, all inside the cache. The backward pass recomputes the probabilities from
-the saved log-sum-exp. Extra memory is that of one chunk, plus copies of the inputs where their layout is not cell by
-cell already.
+the saved log-sum-exp. Extra memory is that of one chunk, plus copies of the inputs of a few heads at a time where their
+layout is not cell by cell already.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..layout import from_cells, to_cells
-from .chunks import Scratch, chunk_size
+from .chunks import Scratch, chunk_size, head_groups
 from .torch_geometry import Geometry, bias, sub_block_of_query, tables
 
 
@@ -37,6 +37,16 @@ class Options:
     dropout_p: float
     seed: Tensor | None
 
+    def of(self, part: tuple[slice, slice]) -> Options:
+        """The options of a slice (batch, heads)."""
+        mask = None if self.mask is None else self.mask[part[0]]
+        carry, carry_lse = (None if x is None else x[part] for x in (self.carry, self.carry_lse))
+        return replace(self, mask=mask, carry=carry, carry_lse=carry_lse)
+
+    def generator(self, device: torch.device) -> torch.Generator | None:
+        """Where the dropout of all chunks comes from, in order; None without dropout."""
+        return torch.Generator(device).manual_seed(int(self.seed)) if self.dropout_p else None
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -54,8 +64,16 @@ class _Source:
 class _Call:
     """The inputs of one call, block by block, and what both directions compute for a chunk of blocks."""
 
-    def __init__(self, geometry: Geometry, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options):
-        self.geometry, self.options = geometry, options
+    def __init__(
+        self,
+        geometry: Geometry,
+        query: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+        options: Options,
+        generator: torch.Generator | None,
+    ):
+        self.geometry, self.options, self.generator = geometry, options, generator
         self.batch, self.heads, _, self.head_dim = query.shape
         self.dtype = torch.promote_types(query.dtype, torch.float32)  # of logits and sums
         self.scratch = Scratch(self.dtype, query.device)
@@ -73,9 +91,6 @@ class _Call:
         queries = self.query.shape[1]
         future = torch.full((queries, queries), -math.inf, dtype=self.dtype, device=query.device).triu(1)
         self.future = future if geometry.diagonal else None
-        self.generator = None
-        if options.dropout_p:
-            self.generator = torch.Generator(query.device).manual_seed(int(options.seed))
 
     # ------------------------------------------------------------------ layout
 
@@ -101,25 +116,20 @@ class _Call:
             sources.append(_Source(*rows, index, biases[i].flatten(0, 1)[:, None]))
         return sources
 
-    def from_rows(self, gradients: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """Gradients of the keys (or values) of all sources, in the layout of the inputs."""
-        results = []
-        for i, x in enumerate(gradients):
-            from_cells = self.geometry.far_from_cells if i else self.geometry.query_from_cells
-            x = x.view(self.batch * self.heads, -1, x.shape[1] // self.head_dim, self.head_dim)
-            results.append(from_cells(x, self.batch).to(dtype))
-        return results
+    def from_rows(self, i: int, x: Tensor) -> Tensor:
+        """A gradient in the layout of keys and values of one source, in that of the input."""
+        from_cells = self.geometry.far_from_cells if i else self.geometry.query_from_cells
+        return from_cells(x.view(self.batch * self.heads, -1, x.shape[1] // self.head_dim, self.head_dim), self.batch)
 
     def _carry_to_blocks(self, x: Tensor) -> Tensor:
         hierarchy = self.geometry.hierarchy
         return to_cells(x, hierarchy.cells(max(1, self.geometry.level)), hierarchy.rank).flatten(0, 2).to(self.dtype)
 
-    def carry_from_blocks(self, x: Tensor, like: Tensor) -> Tensor:
-        """Gradient of the carry in the layout and dtype of the carry."""
+    def carry_from_blocks(self, x: Tensor) -> Tensor:
+        """Gradient of the carry in its own layout."""
         hierarchy = self.geometry.hierarchy
         x = x.unflatten(0, (self.batch, self.heads, -1))
-        x = from_cells(x, hierarchy.cells(max(1, self.geometry.level)), hierarchy.rank)
-        return x.reshape(like.shape).to(like.dtype).contiguous()
+        return from_cells(x, hierarchy.cells(max(1, self.geometry.level)), hierarchy.rank).flatten(2, -2)
 
     # ------------------------------------------------------------------ chunks
 
@@ -161,10 +171,19 @@ def forward(
     geometry: Geometry, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options
 ) -> tuple[Tensor, Tensor]:
     """Attention of every query over what its cell reads; see :func:`fma_kernels.ops.attend`."""
-    call = _Call(geometry, query, keys, values, options)
     # What is carried on to the next finer level keeps the precision of sums.
-    dtype = call.dtype if geometry.level else query.dtype
-    out = torch.empty_like(call.query, dtype=dtype, memory_format=torch.contiguous_format)
+    acc = torch.promote_types(query.dtype, torch.float32)
+    out = query.new_empty(query.shape, dtype=acc if geometry.level else query.dtype)
+    lse = query.new_empty(query.shape[:-1], dtype=acc)
+    generator = options.generator(query.device)
+    for part in head_groups(query, query[0, 0].numel()):
+        sources = ([x[part] for x in keys], [x[part] for x in values])
+        out[part], lse[part] = _forward(_Call(geometry, query[part], *sources, options.of(part), generator))
+    return out, lse
+
+
+def _forward(call: _Call) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(call.query, dtype=call.dtype, memory_format=torch.contiguous_format)
     lse = torch.empty(*out.shape[:2], 1, dtype=call.dtype, device=out.device)
     for chunk in call.chunks():
         q = call.part(call.query, chunk)
@@ -177,7 +196,7 @@ def forward(
             carry_lse = call.carry_lse[chunk][:, call.sub_block]
             peak = torch.maximum(peak, carry_lse)
         peak = peak.masked_fill(peak == -math.inf, 0)  # a query that reads nothing
-        o = call.scratch("out", *q.shape)
+        o = out[chunk]
         total = torch.zeros_like(peak)
         for i, source in enumerate(call.sources):
             p = logits[i].sub_(peak).exp_()
@@ -190,8 +209,7 @@ def forward(
             weight = (carry_lse - peak).exp_()
             total += weight
             o += weight * call.carry[chunk][:, call.sub_block]
-        torch.div(o, total.masked_fill(total == 0, 1), out=o)
-        out[chunk] = o
+        o.div_(total.masked_fill(total == 0, 1))
         lse[chunk] = total.log_().add_(peak)
     return call.from_blocks(out), call.from_blocks(lse).squeeze(-1)
 
@@ -206,21 +224,34 @@ def backward(
     keys: list[Tensor],
     values: list[Tensor],
     options: Options,
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of :func:`forward`: query, keys, values, and (carry, its log-sum-exp) where there is a carry."""
-    call = _Call(geometry, query, keys, values, options)
+) -> list[Tensor]:
+    """Gradients of :func:`forward`: query, key and value of each source, then carry and its log-sum-exp if any."""
+    sources = [x for pair in zip(keys, values, strict=True) for x in pair]
+    carry = [] if options.carry is None else [options.carry, options.carry_lse]
+    gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, *sources, *carry)]
+    generator = options.generator(query.device)
+    for part in head_groups(query, query[0, 0].numel()):
+        sources = ([x[part] for x in keys], [x[part] for x in values])
+        call = _Call(geometry, query[part], *sources, options.of(part), generator)
+        parts = _backward(call, grad_out[part], grad_lse[part], out[part], lse[part])
+        for gradient, x in zip(gradients, parts, strict=True):
+            gradient[part] = x
+    return gradients
+
+
+def _backward(call: _Call, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor) -> Iterator[Tensor]:
     grad_out, out = call.to_blocks(grad_out), call.to_blocks(out)
     grad_lse, lse = call.to_blocks(grad_lse[..., None]), call.to_blocks(lse[..., None])
     lse = lse.masked_fill(lse == -math.inf, math.inf)  # such a query has read nothing: its weights are 0
-    grad_query = torch.empty_like(call.query, memory_format=torch.contiguous_format)
+    grad_query = torch.empty_like(call.query, dtype=call.dtype, memory_format=torch.contiguous_format)
     grad_keys = [torch.zeros_like(source.keys, dtype=call.dtype) for source in call.sources]
     grad_values = [torch.zeros_like(source.values, dtype=call.dtype) for source in call.sources]
     grad_carry = [] if call.carry is None else [torch.empty_like(call.carry), torch.empty_like(call.carry_lse)]
-    scale = options.scale
+    scale = call.options.scale
     for chunk in call.chunks():
         q, go, o = (call.part(x, chunk) for x in (call.query, grad_out, out))
         delta = torch.mul(go, o, out=call.scratch("go * o", *go.shape)).sum(-1, keepdim=True) - grad_lse[chunk]
-        dq = call.scratch("dq", *q.shape)
+        dq = grad_query[chunk]
         for i, source in enumerate(call.sources):
             index = source.index[chunk]
             k, v = call.read("keys", source.keys, index), call.read("values", source.values, index)
@@ -234,16 +265,14 @@ def backward(
             torch.baddbmm(grad, ds.mT, q, beta=0, alpha=scale, out=grad)
             grad_keys[i].index_add_(0, index.flatten(), grad.view(index.numel(), -1))
             torch.baddbmm(dq, ds, k, beta=0 if i == 0 else 1, alpha=scale, out=dq)
-        grad_query[chunk] = dq
         if call.carry is not None:
             weight = (call.carry_lse[chunk][:, call.sub_block] - lse[chunk]).exp_()
             gain = (go * call.carry[chunk][:, call.sub_block]).sum(-1, keepdim=True) - delta
             grad_carry[0][chunk] = call.sub_block_sum @ (weight * go)
             grad_carry[1][chunk] = call.sub_block_sum @ (weight * gain)
-    carries = zip(grad_carry, (options.carry, options.carry_lse), strict=False)
-    return (
-        call.from_blocks(grad_query),
-        call.from_rows(grad_keys, query.dtype),
-        call.from_rows(grad_values, query.dtype),
-        [call.carry_from_blocks(grad, like) for grad, like in carries],
-    )
+    yield call.from_blocks(grad_query)
+    for i, pair in enumerate(zip(grad_keys, grad_values, strict=True)):
+        yield from (call.from_rows(i, x) for x in pair)
+    if call.carry is not None:
+        yield call.carry_from_blocks(grad_carry[0])
+        yield call.carry_from_blocks(grad_carry[1]).squeeze(-1)

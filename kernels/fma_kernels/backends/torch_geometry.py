@@ -50,7 +50,7 @@ class Geometry:
         x = x.unflatten(0, (batch, -1))
         if self.level == 0:
             return tokens_from_cells(x, self.hierarchy)
-        return from_cells(x, self.hierarchy.cells(self.level), self.hierarchy.rank).flatten(2, -2).contiguous()
+        return from_cells(x, self.hierarchy.cells(self.level), self.hierarchy.rank).flatten(2, -2)
 
     def far_to_cells(self, x: Tensor) -> Tensor:
         """Summaries (B, H, S, d) of all levels by cell: (B * H, cells of all levels, rank**D, d)."""

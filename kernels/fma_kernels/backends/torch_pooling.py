@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .chunks import Scratch, chunk_size
+from .chunks import Scratch, chunk_size, head_groups
 
 
 def contract_forward(x: Tensor, weight: Tensor, axis: int) -> Tensor:
@@ -64,17 +64,10 @@ def output_shape(x: Tensor, weight: Tensor, axis: int) -> list[int]:
 
 def _parts(blocks: Tensor, weight: Tensor) -> Iterator[tuple[tuple[slice, slice, slice], slice]]:
     """Slices (batch, heads, outer) whose products fit the working set, and the heads' slice of the weight."""
-    batch, heads, outer = blocks.shape[:3]
-    block = weight.shape[1] * math.prod(blocks.shape[3:])
-    step = chunk_size(blocks.device, block * heads * outer)
-    everything = slice(None)
-    if step > 1:
-        for b in range(0, batch, step):
-            yield (slice(b, b + step), everything, everything), everything
-        return
-    step = chunk_size(blocks.device, block)
-    for b in range(batch):
-        for h in range(heads):
-            for o in range(0, outer, step):
-                head = slice(h, h + 1)
-                yield (slice(b, b + 1), head, slice(o, o + step)), head if len(weight) > 1 else everything
+    outer, block = blocks.shape[2], weight.shape[1] * math.prod(blocks.shape[3:])
+    for sequences, heads in head_groups(blocks, outer * block):
+        group = blocks[sequences, heads]
+        step = chunk_size(blocks.device, group.shape[0] * group.shape[1] * block)
+        for start in range(0, outer, step):
+            part = (sequences, heads, slice(start, start + step))
+            yield part, heads if len(weight) > 1 else slice(None)
