@@ -23,6 +23,9 @@ $(STAMP): constraints.txt setup.py pyproject.toml
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	@echo "==> 3/3 installing the pinned packages (about 3 GB the first time)"
 	@$(PY) -m pip install --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[mm,dev]'
+	@# mmcv asks for an OpenCV with windows, which a machine without a screen may lack the libraries for.
+	@$(PY) -c 'import cv2' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check --no-deps \
+		--force-reinstall -c constraints.txt opencv-python-headless
 	@touch $@
 
 demo: $(STAMP)

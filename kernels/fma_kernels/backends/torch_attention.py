@@ -167,6 +167,10 @@ class _Call:
         return self.scratch("dropout", *like.shape).bernoulli_(keep, generator=self.generator).div_(keep)
 
 
+def _head_groups(query: Tensor) -> Iterator[tuple[slice, slice]]:
+    return head_groups(query, 4 * query[0, 0].numel())  # of each, query, key, value and output are brought into cells
+
+
 def forward(
     geometry: Geometry, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options
 ) -> tuple[Tensor, Tensor]:
@@ -176,7 +180,7 @@ def forward(
     out = query.new_empty(query.shape, dtype=acc if geometry.level else query.dtype)
     lse = query.new_empty(query.shape[:-1], dtype=acc)
     generator = options.generator(query.device)
-    for part in head_groups(query, query[0, 0].numel()):
+    for part in _head_groups(query):
         sources = ([x[part] for x in keys], [x[part] for x in values])
         out[part], lse[part] = _forward(_Call(geometry, query[part], *sources, options.of(part), generator))
     return out, lse
@@ -230,7 +234,7 @@ def backward(
     carry = [] if options.carry is None else [options.carry, options.carry_lse]
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, *sources, *carry)]
     generator = options.generator(query.device)
-    for part in head_groups(query, query[0, 0].numel()):
+    for part in _head_groups(query):
         sources = ([x[part] for x in keys], [x[part] for x in values])
         call = _Call(geometry, query[part], *sources, options.of(part), generator)
         parts = _backward(call, grad_out[part], grad_lse[part], out[part], lse[part])
