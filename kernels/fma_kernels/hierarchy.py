@@ -192,13 +192,13 @@ def _offsets(hierarchy: Hierarchy, reach: int) -> tuple[Tensor, Tensor]:
     return offsets, offsets.abs().amax(1)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _interaction_table(hierarchy: Hierarchy, level: int) -> Tensor:
     offsets, length = _offsets(hierarchy, reach=3)  # children of touching parents are at most 3 cells apart
     return _table(hierarchy, level, offsets[length > 1], parents_touch=True)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _tables(hierarchy: Hierarchy) -> Tables:
     offsets, length = _offsets(hierarchy, reach=1)
     near = _table(hierarchy, 1, offsets[length.argsort(stable=True)], parents_touch=False)

@@ -96,7 +96,7 @@ def token_counts(hierarchy: Hierarchy, device: torch.device, mask: Tensor | None
     return torch.cat(levels, 1) if levels else counts.new_zeros(len(mask), 0)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _full_counts(hierarchy: Hierarchy, device: torch.device) -> Tensor:
     return token_counts(hierarchy, device, torch.zeros(1, hierarchy.num_tokens, dtype=torch.bool, device=device))
 

@@ -151,7 +151,8 @@ def attend(
     seed = torch.randint(2**62, (1,)) if dropout_p else None
     tensors = (query, key, value, far_key, far_value, carry, carry_lse, mask, seed)
     h = hierarchy
-    return _attend(*tensors, list(h.grid), h.cell_size, h.rank, h.causal, level, scale, group_bias, dropout_p)
+    with torch.autocast(query.device.type, enabled=False):  # sums stay in the precision that they are made in
+        return _attend(*tensors, list(h.grid), h.cell_size, h.rank, h.causal, level, scale, group_bias, dropout_p)
 
 
 @torch.library.custom_op("fma_kernels::attend", mutates_args=())

@@ -204,6 +204,17 @@ def test_autocast_computes_in_its_dtype(linear):
 
 
 @BOTH
+def test_training_goes_on_after_inference_mode(linear):
+    """What is remembered per geometry is made at the first call, whatever mode that is in."""
+    problem = make_problem(Hierarchy((53,), 4, 2), linear=linear)
+    with torch.inference_mode():
+        expected = problem.attention("torch").clone()
+    out = problem.attention("torch")
+    torch.testing.assert_close(out, expected)
+    assert all(x.isfinite().all() for x in torch.autograd.grad(out.sum(), problem.tensors))
+
+
+@BOTH
 def test_dropout_keeps_the_expectation_and_its_gradient_is_that_of_the_same_draw(linear):
     problem = make_problem(Hierarchy((37,), 4, 2), linear=linear, batch=1, heads=1)
     exact = problem.attention("torch")

@@ -61,7 +61,7 @@ class Geometry:
         return summaries_from_cells(x.unflatten(0, (batch, -1)), self.hierarchy)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def tables(geometry: Geometry, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
     """Per key source (near, then far): the cells that a query cell reads, and which of these slots are empty."""
     hierarchy, level = geometry.hierarchy, geometry.level
@@ -95,7 +95,7 @@ def bias(geometry: Geometry, mask: Tensor | None, group_bias: bool, like: Tensor
     return parts
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _full_bias(geometry: Geometry, group_bias: bool, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     nothing_masked = torch.zeros(1, geometry.hierarchy.num_tokens, dtype=torch.bool, device=device)
     return bias(geometry, nothing_masked, group_bias, torch.empty(0, dtype=dtype, device=device))
