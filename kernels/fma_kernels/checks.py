@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .hierarchy import Hierarchy
 
 
 def require(condition: bool, name: str, value: Any, expected: str) -> None:
@@ -17,14 +15,14 @@ def require(condition: bool, name: str, value: Any, expected: str) -> None:
         raise ValueError(f"{name}={value!r}: expected {expected}")
 
 
-def require_tokens(name: str, x: Tensor, hierarchy: Hierarchy) -> None:
-    """``x`` is (B, H, N, d), floating point, with the N tokens of the hierarchy."""
+def require_tokens(name: str, x: Tensor, grid: tuple[int, ...]) -> None:
+    """``x`` is (B, H, N, d), floating point, with the N tokens of the grid."""
     require(x.ndim == 4, f"{name}.shape", tuple(x.shape), "four dimensions (B, H, N, d)")
     require(
-        x.shape[2] == hierarchy.num_tokens,
+        x.shape[2] == math.prod(grid),
         f"{name}.shape",
         tuple(x.shape),
-        f"{hierarchy.num_tokens} tokens in dimension 2 for grid={hierarchy.grid}",
+        f"{math.prod(grid)} tokens in dimension 2 for grid={grid}",
     )
     require(x.dtype.is_floating_point, f"{name}.dtype", x.dtype, "a floating-point dtype")
 

@@ -166,7 +166,7 @@ def _autocast(*tensors: Tensor) -> list[Tensor]:
 
 def _check(query, key, value, hierarchy, mask, dropout_p, backend) -> None:
     require(isinstance(hierarchy, Hierarchy), "hierarchy", hierarchy, "a Hierarchy")
-    require_tokens("query", query, hierarchy)
+    require_tokens("query", query, hierarchy.grid)
     require_like("key", key, "query", query, hierarchy.num_tokens)
     require_like("value", value, "query", query, hierarchy.num_tokens)
     require_mask(mask, query)

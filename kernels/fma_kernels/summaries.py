@@ -154,7 +154,7 @@ def aggregate(
         ValueError: shapes, dtypes or devices do not fit together, the basis belongs to another geometry, or a
             ``direct`` basis has too few levels.
     """
-    require_tokens("x", x, hierarchy)
+    require_tokens("x", x, hierarchy.grid)
     _check_basis(basis, x, hierarchy, queries)
     require_mask(key_padding_mask, x)
     if key_padding_mask is not None:
