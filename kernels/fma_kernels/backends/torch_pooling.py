@@ -38,7 +38,9 @@ def contract_backward(grad: Tensor, x: Tensor, weight: Tensor, axis: int) -> tup
                 torch.mul(g, w, out=x_grad)
             else:
                 x_grad.addcmul_(g, w)
-            by_head = _product(g, x_part, scratch).sum(4).sum(2).sum(0)
+            by_head = _product(g, x_part, scratch)
+            for dim in (4, 2, 0):  # one after the other: sums over several dimensions at once are slow
+                by_head = by_head.sum(dim) if by_head.shape[dim] > 1 else by_head.squeeze(dim)
             grad_weight[heads, i] += by_head if len(weight) > 1 else by_head.sum(0, keepdim=True)
     return grad_x.to(x.dtype).view(x.shape), grad_weight
 
