@@ -43,6 +43,15 @@ def test_backends_agree(grid, options):
     torch.testing.assert_close(out, module(tokens(grid), grid))
 
 
+@VARIANTS
+def test_an_empty_batch_gives_an_empty_batch(grid, options):
+    module = FMAttention(8, 2, **options)
+    out = module(tokens(grid, batch=0), grid)
+    assert out.shape == (0, torch.Size(grid).numel(), 8)
+    out.sum().backward()
+    assert torch.count_nonzero(module.qkv.weight.grad) == 0
+
+
 def test_levels_that_a_small_grid_lacks_still_have_gradients():
     module = FMAttention(8, 2, cell_size=4, num_levels=3)
     module(tokens((6,)), (6,)).sum().backward()

@@ -168,7 +168,8 @@ class _Call:
 
 
 def _head_groups(query: Tensor) -> Iterator[tuple[slice, slice]]:
-    return head_groups(query, 4 * query[0, 0].numel())  # of each, query, key, value and output are brought into cells
+    # Query, key, value and output of a head are brought into cell order.
+    return head_groups(query, 4 * math.prod(query.shape[2:]))
 
 
 def forward(
