@@ -1,34 +1,30 @@
 """The command-line tools, and small data sets in the formats of the real ones, for the tests of configs and tools."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
+from tool_loader import load_tool
 
-TOOLS = Path(__file__).parents[1] / "tools"
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"fma_tools_{name}", TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("fma", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fma")
 
 
 @pytest.fixture(scope="session")
 def train() -> ModuleType:
     """tools/train.py"""
-    return _load("train")
+    return load_tool("train")
 
 
 @pytest.fixture(scope="session")
 def evaluate() -> ModuleType:
     """tools/test.py"""
-    return _load("test")
+    return load_tool("test")
 
 
 def write_image(path: Path, rng: np.random.Generator, size: tuple[int, int]) -> None:

@@ -27,7 +27,7 @@ def gradients(problem, backend):
     return [out, *(torch.zeros_like(x) if g is None else g for x, g in zip(problem.leaves, grads, strict=True))]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(problems())
 def test_outputs_and_all_gradients_equal_the_dense_definition(problem):
     for mine, theirs in zip(gradients(problem, "torch"), gradients(problem, "reference"), strict=True):
@@ -94,7 +94,7 @@ def test_without_far_levels_it_is_full_attention(grid, causal, masked, linear):
         torch.testing.assert_close(problem.attention(backend), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems(kind="mean", group_bias=True))
 def test_constant_keys_give_full_attention_on_any_shape(problem):
     """With equal keys all tokens weigh the same, and summaries that are means lose nothing."""
@@ -133,7 +133,7 @@ def test_causal_outputs_do_not_depend_on_later_tokens(linear, kind, rank):
         assert torch.count_nonzero(grads[2][:, :, : i + 1]) == grads[2][:, :, : i + 1].numel() or kind != "mean"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 60), st.integers(1, 60), st.booleans(), st.sampled_from([1, 2]))
 def test_a_prefix_of_a_causal_input_gives_the_prefix_of_the_output(n, more, linear, rank):
     whole = make_problem(Hierarchy((n + more,), 2, rank, True), linear=linear)

@@ -28,7 +28,7 @@ def cell_of(token, hierarchy, level):
     return tuple(i // hierarchy.cell_width(level) for i in token)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hierarchies(max_tokens=120))
 def test_every_pair_is_covered_exactly_once(hierarchy):
     tokens = list(itertools.product(*map(range, hierarchy.grid)))
@@ -48,7 +48,7 @@ def test_every_pair_is_covered_exactly_once(hierarchy):
         assert readings == (0 if later_cell else 1), (query, key)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hierarchies())
 def test_interaction_list_is_the_definition_and_bounded(hierarchy):
     bound = 2 if hierarchy.causal else {1: 3, 2: 27, 3: 189}[hierarchy.ndim]
@@ -66,7 +66,7 @@ def test_interaction_list_is_the_definition_and_bounded(hierarchy):
             assert len(expected) <= bound
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hierarchies())
 def test_number_of_levels_is_the_smallest_that_leaves_two_cells_per_axis(hierarchy):
     def at_most_two_cells(level):
@@ -77,7 +77,7 @@ def test_number_of_levels_is_the_smallest_that_leaves_two_cells_per_axis(hierarc
     assert hierarchy.num_summaries == sum(torch.Size(hierarchy.summaries(level)).numel() for level in hierarchy.levels)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 100), st.integers(1, 200), st.integers(1, 5), st.booleans())
 def test_a_longer_input_only_adds_pairs(n, more, cell_size, causal):
     short, long = Hierarchy((n,), cell_size, 1, causal), Hierarchy((n + more,), cell_size, 1, causal)
@@ -87,7 +87,7 @@ def test_a_longer_input_only_adds_pairs(n, more, cell_size, causal):
             assert short.interaction_list(level, (cell,)) == inside
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(hierarchies())
 def test_tables_list_the_own_cell_first_and_then_every_level(hierarchy):
     tables = hierarchy.tables()

@@ -83,7 +83,7 @@ def test_learned_summaries_are_the_definition(grid, cell_size, rank, kind, maske
         torch.testing.assert_close(aggregate(x, basis, hierarchy, mask), definition(x, basis, hierarchy, mask))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.sampled_from(["nested", "direct", "mean"]), st.booleans())
 def test_a_fresh_basis_gives_the_mean_of_the_existing_tokens_on_any_shape(data, kind, masked):
     ndim = data.draw(st.integers(1, 3))

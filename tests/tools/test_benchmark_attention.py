@@ -1,26 +1,14 @@
 """The benchmark measures what it says, and refuses to time what is wrong."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-TOOLS = Path(__file__).parents[2] / "tools"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+from tool_loader import load_tool
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    return load("benchmark_attention")
+    return load_tool("benchmark_attention")
 
 
 SMALL = ["--heads", "1", "--head-dim", "8", "--cell-size", "8", "--rank", "2", "--cell-size-2d", "4", "--rounds", "2"]
@@ -75,7 +63,7 @@ def test_bad_arguments_are_refused(benchmark, capsys, arguments, message):
 
 
 def test_the_picture_of_the_method_is_drawn(tmp_path, monkeypatch):
-    drawing = load("draw_method")
+    drawing = load_tool("draw_method")
     monkeypatch.setattr("sys.argv", ["draw_method.py", str(tmp_path / "fma.png")])
     drawing.main()
     assert (tmp_path / "fma.png").stat().st_size > 10000

@@ -1,0 +1,17 @@
+"""The command-line tools as modules."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+def load_tool(name: str) -> ModuleType:
+    """Import tools/NAME.py under a name of its own (tools/test.py would hide another module)."""
+    spec = importlib.util.spec_from_file_location(f"fma_tools_{name}", TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
