@@ -123,13 +123,11 @@ class FMAttention(nn.Module):
             key_padding_mask=key_padding_mask, dropout_p=self.attn_drop if self.training else 0.0, backend=self.backend,
         )  # fmt: skip
         out = self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
-        return out + self._unread_weights(hierarchy) if torch.is_grad_enabled() else out
+        # Distributed training expects a gradient for every parameter, also for the weights of levels that this grid
+        # does not have.
+        unread = self._unread_weights(hierarchy) if torch.is_grad_enabled() else []
+        return out + sum(0 * parameter.sum() for parameter in unread) if unread else out
 
-    def _unread_weights(self, hierarchy: Hierarchy) -> Tensor | float:
-        """Zero, but a function of the summary weights that this grid has no level for.
-
-        Distributed training expects a gradient for every parameter, whatever the size of the input.
-        """
+    def _unread_weights(self, hierarchy: Hierarchy) -> list[nn.Parameter]:
         bases = (self.key_basis, self.value_basis, self.query_basis)
-        unread = [parameter for basis in bases if basis is not None for parameter in basis.unread(hierarchy)]
-        return sum((0 * parameter.sum() for parameter in unread), 0.0)
+        return [parameter for basis in bases if basis is not None for parameter in basis.unread(hierarchy)]

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-TOOLS = Path(__file__).parents[2] / "tools"
+from tool_loader import TOOLS
 
 CLASSIFIER = """
 default_scope = "mmpretrain"

@@ -2,11 +2,10 @@
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
+from tool_loader import TOOLS
 
-TOOLS = Path(__file__).parents[2] / "tools"
 SCRIPTS = sorted(TOOLS.glob("*.sh"))
 DEFAULTS = ["--nnodes=1", "--node-rank=0", "--nproc-per-node=4", "--master-addr=127.0.0.1", "--master-port=29500"]
 

@@ -72,11 +72,11 @@ class _Call:
         values: list[Tensor],
         options: Options,
         generator: torch.Generator | None,
+        scratch: Scratch,
     ):
-        self.geometry, self.options, self.generator = geometry, options, generator
+        self.geometry, self.options, self.generator, self.scratch = geometry, options, generator, scratch
         self.batch, self.heads, _, self.head_dim = query.shape
-        self.dtype = torch.promote_types(query.dtype, torch.float32)  # of logits and sums
-        self.scratch = Scratch(self.dtype, query.device)
+        self.dtype = scratch.dtype  # of logits and sums
         self.query = self.to_blocks(query)
         self.sources = self._sources(keys, values)
         # Without a mask all sequences have the same bias.
@@ -88,9 +88,10 @@ class _Call:
             self.carry, self.carry_lse = map(self._carry_to_blocks, (options.carry, options.carry_lse[..., None]))
             self.sub_block = sub_block_of_query(geometry).to(query.device)
             self.sub_block_sum = F.one_hot(self.sub_block).mT.to(self.dtype)
-        queries = self.query.shape[1]
-        future = torch.full((queries, queries), -math.inf, dtype=self.dtype, device=query.device).triu(1)
-        self.future = future if geometry.diagonal else None
+        self.future = None
+        if geometry.diagonal:
+            queries = self.query.shape[1]
+            self.future = torch.full((queries, queries), -math.inf, dtype=self.dtype, device=query.device).triu(1)
 
     # ------------------------------------------------------------------ layout
 
@@ -167,6 +168,10 @@ class _Call:
         return self.scratch("dropout", *like.shape).bernoulli_(keep, generator=self.generator).div_(keep)
 
 
+def _scratch(query: Tensor) -> Scratch:
+    return Scratch(torch.promote_types(query.dtype, torch.float32), query.device)
+
+
 def _head_groups(query: Tensor) -> Iterator[tuple[slice, slice]]:
     # Query, key, value and output of a head are brought into cell order.
     return head_groups(query, 4 * math.prod(query.shape[2:]))
@@ -177,13 +182,13 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Attention of every query over what its cell reads; see :func:`fma_kernels.ops.attend`."""
     # What is carried on to the next finer level keeps the precision of sums.
-    acc = torch.promote_types(query.dtype, torch.float32)
-    out = query.new_empty(query.shape, dtype=acc if geometry.level else query.dtype)
-    lse = query.new_empty(query.shape[:-1], dtype=acc)
+    scratch = _scratch(query)
+    out = query.new_empty(query.shape, dtype=scratch.dtype if geometry.level else query.dtype)
+    lse = query.new_empty(query.shape[:-1], dtype=scratch.dtype)
     generator = options.generator(query.device)
     for part in _head_groups(query):
         sources = ([x[part] for x in keys], [x[part] for x in values])
-        out[part], lse[part] = _forward(_Call(geometry, query[part], *sources, options.of(part), generator))
+        out[part], lse[part] = _forward(_Call(geometry, query[part], *sources, options.of(part), generator, scratch))
     return out, lse
 
 
@@ -234,10 +239,10 @@ def backward(
     sources = [x for pair in zip(keys, values, strict=True) for x in pair]
     carry = [] if options.carry is None else [options.carry, options.carry_lse]
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, *sources, *carry)]
-    generator = options.generator(query.device)
+    generator, scratch = options.generator(query.device), _scratch(query)
     for part in _head_groups(query):
         sources = ([x[part] for x in keys], [x[part] for x in values])
-        call = _Call(geometry, query[part], *sources, options.of(part), generator)
+        call = _Call(geometry, query[part], *sources, options.of(part), generator, scratch)
         parts = _backward(call, grad_out[part], grad_lse[part], out[part], lse[part])
         for gradient, x in zip(gradients, parts, strict=True):
             gradient[part] = x
