@@ -20,8 +20,16 @@ EXTRAS = {
     ],
     # The language-model side.
     "lm": ["ve-fairseq>=0.12.3"],
-    # Tests and plots.
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "matplotlib>=3.8", "numpy>=1.26"],
+    # Tests and plots. mmdetection is one of the downstream projects that the tests use FMA2D in.
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "ruff>=0.6",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "onedl-mmdetection>=3.5.1",
+    ],
 }
 
 setup(
