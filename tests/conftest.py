@@ -1,5 +1,6 @@
 """The command-line tools, and small data sets in the formats of the real ones, for the tests of configs and tools."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,17 @@ def train() -> ModuleType:
 def evaluate() -> ModuleType:
     """tools/test.py"""
     return load_tool("test")
+
+
+@pytest.fixture
+def make_runner(train: ModuleType, tmp_path: Path) -> Callable:
+    """Build the runner that tools/train.py runs: make_runner(config, "KEY=VALUE", ...)."""
+
+    def make(config: Path, *options: str):
+        argv = [str(config), "--work-dir", str(tmp_path), "--cfg-options", *options]
+        return train.cli.build_runner(train.make_config(train.make_parser().parse_args(argv)))
+
+    return make
 
 
 def write_image(path: Path, rng: np.random.Generator, size: tuple[int, int]) -> None:

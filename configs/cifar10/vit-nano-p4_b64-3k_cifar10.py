@@ -9,11 +9,11 @@ _base_ = [
 model = dict(
     backbone=dict(
         type="VisionTransformer",
-        arch=dict(embed_dims=96, num_layers=6, num_heads=6, feedforward_channels=384),
+        arch=dict(embed_dims=100, num_layers=5, num_heads=5, feedforward_channels=400),
         img_size=32,
         patch_size=4,
         out_type="featmap",
         with_cls_token=False,
     ),
-    head=dict(in_channels=96),
+    head=dict(in_channels=100),
 )

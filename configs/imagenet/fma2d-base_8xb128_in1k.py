@@ -2,7 +2,7 @@ _base_ = [
     "../_base_/models/imagenet_classifier.py",
     "../_base_/datasets/imagenet_bs128_224.py",
     "../_base_/schedules/imagenet_bs1024_adamw.py",
-    "../_base_/default_runtime.py",
+    "../_base_/mmpretrain_runtime.py",
 ]
 
 model = dict(

@@ -11,8 +11,6 @@ from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from fma_mm import cli
-
 FOLDER = Path(__file__).parents[2] / "configs" / "imagenet"
 CONFIGS = sorted(FOLDER.glob("*.py"))
 NAME = re.compile(
@@ -64,7 +62,7 @@ class Watch(Hook):
 
 @pytest.mark.slow
 @every_config
-def test_training_step(train, imagenet, one_thread, tmp_path, config):
+def test_training_step(make_runner, imagenet, one_thread, config):
     """The tool's runner, made small by options that a user could give, trains an epoch of one step and validates."""
     size = int(NAME.fullmatch(config.stem)["size"] or 224)
     images = 2 if size == 224 else 1
@@ -84,8 +82,7 @@ def test_training_step(train, imagenet, one_thread, tmp_path, config):
         ]
     if "-pre" in config.stem:
         options.append("model.backbone.init_cfg=None")
-    arguments = [str(config), "--work-dir", str(tmp_path), "--cfg-options", *options]
-    runner = cli.build_runner(train.make_config(train.make_parser().parse_args(arguments)))
+    runner = make_runner(config, *options)
     watch = Watch()
     runner.register_hook(watch)
     runner.train()

@@ -1,6 +1,6 @@
 """A short schedule for CIFAR-10, of which a CPU core takes a small model through in half an hour: 3,000 iterations."""
 
-_base_ = "../default_runtime.py"
+_base_ = "../mmpretrain_runtime.py"
 
 iterations = 3000
 optim_wrapper = dict(

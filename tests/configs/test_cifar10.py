@@ -1,0 +1,74 @@
+"""The CIFAR-10 configs: models of equal size under one schedule, and each takes training steps on a small folder."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
+
+from fma_mm.analysis.flops import count_flops, count_parameters
+
+FOLDER = Path(__file__).parents[2] / "configs" / "cifar10"
+CONFIGS = sorted(FOLDER.glob("*.py"))
+NAME = re.compile(r"(fma2d|swin|vit)-nano(-p4)?_b64-3k_cifar10")
+OURS = FOLDER / "fma2d-nano_b64-3k_cifar10.py"
+
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory) -> Path:
+    """A folder per class for training and for validation, two images in each."""
+    root = tmp_path_factory.mktemp("cifar10")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in Config.fromfile(OURS).classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(2):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i:04d}.jpg")
+    return root
+
+
+@every_config
+def test_only_the_backbone_differs(config):
+    assert NAME.fullmatch(config.stem)
+    ours, theirs = Config.fromfile(OURS).to_dict(), Config.fromfile(config).to_dict()
+    for cfg in (ours, theirs):
+        del cfg["model"]["backbone"], cfg["model"]["head"]["in_channels"]
+    assert ours == theirs
+
+
+@every_config
+def test_equal_size(config):
+    """Parameters and FLOPs are those of FMA2D to within a tenth."""
+    init_default_scope("mmpretrain")
+    sizes = []
+    for path in (OURS, config):
+        model = MODELS.build(Config.fromfile(path).model)
+        sizes.append((count_parameters(model), count_flops(model, torch.rand(1, 3, 32, 32))[""]))
+    (our_parameters, our_flops), (parameters, flops) = sizes
+    assert parameters == pytest.approx(our_parameters, rel=0.1)
+    assert flops == pytest.approx(our_flops, rel=0.1)
+
+
+@pytest.mark.slow
+@every_config
+def test_training(make_runner, cifar10, one_thread, config):
+    """The tool's runner trains two iterations and validates all images."""
+    loaders = [f"{name}_dataloader" for name in ("train", "val")]
+    runner = make_runner(
+        config,
+        *(f"{loader}.dataset.data_root={cifar10}" for loader in loaders),
+        *(f"{loader}.num_workers=0" for loader in loaders),
+        *(f"{loader}.batch_size=10" for loader in loaders),
+        "train_cfg.max_iters=2",
+    )
+    runner.train()
+    assert runner.iter == 2
+    assert len(runner.val_dataloader.dataset) == 20
+    assert runner.message_hub.get_scalar("val/accuracy/top1").current() in range(0, 101, 5)
