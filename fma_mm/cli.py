@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from argparse import ArgumentError, ArgumentParser, Namespace
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
+from mmengine.registry import HOOKS, MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from torch import nn
+
+from fma_mm.conversion import convert_attention
 
 
 class CommandError(Exception):
@@ -27,15 +31,12 @@ class ConfigOptions(DictAction):
             raise ArgumentError(self, f"expected KEY=VALUE pairs, got {' '.join(values)!r}") from None
 
 
-def add_common_arguments(parser: ArgumentParser) -> None:
-    """Add the options that training and testing have in common.
+def add_config_options(parser: ArgumentParser) -> None:
+    """Add the option that changes the config.
 
     Args:
         parser: the parser to extend.
     """
-    parser.add_argument("--work-dir", metavar="DIR", help="where logs and results go; ./work_dirs/CONFIG by default")
-    parser.add_argument("--amp", action="store_true", help="compute in mixed precision")
-    parser.add_argument("--no-pin-memory", action="store_true", help="load data into ordinary, pageable memory")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -45,6 +46,18 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         help="change the config before anything else, e.g. train_dataloader.batch_size=64 model.backbone.arch=small; "
         'lists as key="[a,b]" or key=a,b',
     )
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add the options that training and testing have in common.
+
+    Args:
+        parser: the parser to extend.
+    """
+    parser.add_argument("--work-dir", metavar="DIR", help="where logs and results go; ./work_dirs/CONFIG by default")
+    parser.add_argument("--amp", action="store_true", help="compute in mixed precision")
+    parser.add_argument("--no-pin-memory", action="store_true", help="load data into ordinary, pageable memory")
+    add_config_options(parser)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
     parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help="set by some launchers")
 
@@ -58,7 +71,7 @@ def run(parser: ArgumentParser, argv: list[str] | None, command: Callable[[Names
         command: what to do with the parsed arguments.
     """
     args = parser.parse_args(argv)
-    if args.launcher != "none":
+    if getattr(args, "launcher", "none") != "none":
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
         command(args)
@@ -78,22 +91,36 @@ def load_config(args: Namespace) -> Config:
     Raises:
         CommandError: the config is missing, an option does not fit it, or the machine cannot serve the launcher.
     """
-    path = Path(args.config)
-    if not path.is_file():
-        raise CommandError(f"config {args.config}: no such file")
-    if path.suffix not in {".py", ".json", ".yaml", ".yml"}:
-        raise CommandError(f"config {args.config}: expected a .py, .json, .yaml or .yml file")
+    cfg = read_config(args.config, args.cfg_options)
     if args.launcher != "none" and not has_accelerator():
         raise CommandError(
             f"--launcher {args.launcher}: needs a GPU and this machine has none; without it, the CPU is used"
         )
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs", Path(args.config).stem))
+    return cfg
+
+
+def read_config(filename: str, options: dict) -> Config:
+    """Read a config and change it.
+
+    Args:
+        filename: where it is.
+        options: what ``--cfg-options`` says.
+
+    Raises:
+        CommandError: the config is missing, or an option does not fit it.
+    """
+    path = Path(filename)
+    if not path.is_file():
+        raise CommandError(f"config {filename}: no such file")
+    if path.suffix not in {".py", ".json", ".yaml", ".yml"}:
+        raise CommandError(f"config {filename}: expected a .py, .json, .yaml or .yml file")
     cfg = Config.fromfile(path)
     try:
-        cfg.merge_from_dict(args.cfg_options)
+        cfg.merge_from_dict(options)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise CommandError(f"--cfg-options: {error}") from error
-    cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs", path.stem))
     return cfg
 
 
@@ -149,6 +176,48 @@ def complete_dataloaders(cfg: Config, args: Namespace) -> None:
             loader.pin_memory = False
         if getattr(args, "no_persistent_workers", False) or not loader.get("num_workers"):
             loader.persistent_workers = False
+
+
+def enable_exact_resume(cfg: Config) -> None:
+    """Let every run be one that a kill interrupts without harm.
+
+    Args:
+        cfg: the config, changed in place.
+    """
+    hooks = cfg.get("custom_hooks") or []
+    if all(type_name(hook) != "ExactResumeHook" for hook in hooks):
+        cfg.custom_hooks = [*hooks, ConfigDict(type="ExactResumeHook")]
+    if cfg.get("default_hooks") is None:
+        cfg.default_hooks = {}
+    checkpoint = cfg.default_hooks.setdefault("checkpoint", ConfigDict(type="CheckpointHook", interval=1))
+    if type_name(checkpoint) == "CheckpointHook":
+        checkpoint.type = "AtomicCheckpointHook"
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the model that the config trains, with its preprocessor, on the CPU and not yet initialised.
+
+    Args:
+        cfg: the config.
+
+    Raises:
+        CommandError: the config has no model, or one that cannot be built.
+    """
+    if cfg.get("model") is None:
+        raise CommandError(f"config {cfg.filename}: it has no model")
+    init_default_scope(scope(cfg))
+    model = deepcopy(cfg.model)
+    if cfg.get("data_preprocessor") is not None:
+        model.setdefault("data_preprocessor", cfg.data_preprocessor)
+    try:
+        model = MODELS.build(model)
+        for hook in cfg.get("custom_hooks") or []:
+            if type_name(hook) == "ConvertAttentionHook":
+                convert_attention(model, **HOOKS.build(hook).options)
+        return model
+    except Exception as error:  # whatever its parts say
+        reason = " ".join(str(error).split())
+        raise CommandError(f"config {cfg.filename}: its model cannot be built: {reason}") from error
 
 
 def build_runner(cfg: Config) -> Runner:

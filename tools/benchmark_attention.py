@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -33,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fma_kernels import Hierarchy, SummaryBasis, __version__, aggregate, fma_attention, fma_linear_attention
+from fma_kernels.measure import device_name, milliseconds, peak_mib
 
 FULL, FMA, LINEAR, ALONE = "SDPA", "FMA", "FMA-linear", "FMA, summaries given"
 DENSE_LIMIT = 4096 * 4096 * 2  # logits of the dense definition that a check may make
@@ -139,11 +139,6 @@ class Case:
                 raise AssertionError(f"{name} is wrong on {h.grid}: largest error {error:.2e}")
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def forward(case: Case, method: Callable[[], Tensor]) -> None:
     with torch.no_grad():
         method()
@@ -153,32 +148,6 @@ def forward_backward(case: Case, method: Callable[[], Tensor]) -> None:
     method().backward(case.grad)
     for leaf in case.leaves():
         leaf.grad = None
-
-
-def milliseconds(run: Callable[[], None], device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    run()
-    synchronize(device)
-    return (time.perf_counter() - start) * 1e3
-
-
-def peak_mib(run: Callable[[], None], device: torch.device) -> float:
-    """Peak of the memory that PyTorch allocates during ``run``, beyond what is allocated before."""
-    if device.type == "cuda":
-        synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with torch.autograd.profiler.profile(profile_memory=True) as profiler:
-        run()
-    events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
-    current = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        current += event.nbytes()
-        peak = max(peak, current)
-    return peak / 2**20
 
 
 def measure(case: Case, rounds: int, budget_s: float) -> list[Row]:
@@ -261,17 +230,6 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def processor() -> str:
-    """Name of the processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def grid_argument(text: str) -> tuple[int, ...]:
     try:
         grid = tuple(int(n) for n in text.split("x"))
@@ -316,7 +274,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{processor()}, {args.threads} threads"
+    name = device_name(torch.device(args.device))
     title = (
         f"{name}; {args.dtype}, batch {args.batch}, {args.heads} heads of {args.head_dim}; "
         f"cell {args.cell_size}, rank {args.rank} (images: {args.cell_size_2d}, {args.rank_2d})"

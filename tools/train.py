@@ -10,7 +10,7 @@ import logging
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
@@ -61,7 +61,7 @@ def make_config(args: Namespace) -> Config:
     cli.complete_dataloaders(cfg, args)
     if args.resume:
         set_resume(cfg, args.resume)
-    enable_exact_resume(cfg)
+    cli.enable_exact_resume(cfg)
     return cfg
 
 
@@ -115,22 +115,6 @@ def set_resume(cfg: Config, checkpoint: str) -> None:
     if not cli.exists(checkpoint):
         raise CommandError(f"--resume: {checkpoint}: no such checkpoint")
     cfg.resume, cfg.load_from = True, checkpoint
-
-
-def enable_exact_resume(cfg: Config) -> None:
-    """Let every run be one that a kill interrupts without harm.
-
-    Args:
-        cfg: the config, changed in place.
-    """
-    hooks = cfg.get("custom_hooks") or []
-    if all(cli.type_name(hook) != "ExactResumeHook" for hook in hooks):
-        cfg.custom_hooks = [*hooks, ConfigDict(type="ExactResumeHook")]
-    if cfg.get("default_hooks") is None:
-        cfg.default_hooks = {}
-    checkpoint = cfg.default_hooks.setdefault("checkpoint", ConfigDict(type="CheckpointHook", interval=1))
-    if cli.type_name(checkpoint) == "CheckpointHook":
-        checkpoint.type = "AtomicCheckpointHook"
 
 
 def main(argv: list[str] | None = None) -> None:

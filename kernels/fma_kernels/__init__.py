@@ -1,5 +1,6 @@
 """Fast Multipole Attention: operators and modules that need PyTorch alone (arXiv 2310.11960)."""
 
+from . import flops as _flops  # noqa: F401  for PyTorch's FLOP counter
 from .functional import fma_attention, fma_linear_attention
 from .hierarchy import Hierarchy
 from .modules import FMAttention

@@ -1,7 +1,7 @@
-import itertools
 import math
 import re
 
+import flops_by_hand
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
@@ -314,48 +314,6 @@ def documented() -> dict[str, tuple[int, float]]:
     return {arch: (int(parameters.replace(",", "")), float(flops)) for arch, parameters, flops in rows}
 
 
-def attention_pairs(grid: tuple[int, int], cell: int) -> int:
-    """(query, key) pairs plus (query, summary) pairs, one summary per cell, by walking over the cells."""
-    hierarchy = Hierarchy(grid, cell)
-
-    def tokens(level: int, index: tuple[int, ...]) -> int:
-        width = cell * 2 ** (level - 1)
-        return math.prod(min(width, n - i * width) for i, n in zip(index, grid, strict=True))
-
-    pairs = 0
-    finest = list(itertools.product(*map(range, hierarchy.cells(1))))
-    for query, key in itertools.product(finest, finest):
-        if max(abs(i - j) for i, j in zip(query, key, strict=True)) <= 1:
-            pairs += tokens(1, query) * tokens(1, key)
-    for level in range(1, hierarchy.num_levels + 1):
-        for query in itertools.product(*map(range, hierarchy.cells(level))):
-            pairs += tokens(level, query) * len(hierarchy.interaction_list(level, query))
-    return pairs
-
-
-def hand_count(embed_dims: int, depths: tuple[int, ...], size: int = 224, cell: int = 7) -> int:
-    """Multiply-adds of a forward pass with cells of 7x7 and one summary per cell."""
-    flops, channels_in, side = 0, 3, size
-    for stage, depth in enumerate(depths):
-        channels, kernel, stride = embed_dims * 2**stage, (3 if stage else 7), (2 if stage else 4)
-        side //= stride
-        n = side * side
-        flops += n * channels * channels_in * kernel * kernel
-        channels_in = channels
-
-        projections = n * channels * (3 * channels + channels)
-        feed_forward = n * (channels * 4 * channels + 4 * channels * 9 + 4 * channels * channels)
-        attention = attention_pairs((side, side), cell) * 2 * channels  # a product with the key, one with the value
-        summaries, rows, width = 0, side, cell
-        for _ in range(Hierarchy((side, side), cell).num_levels):
-            assert rows % width == 0
-            made = rows // width  # per row, then of these per column; each weighs ``width`` numbers; keys and values
-            summaries += 2 * (rows * made + made * made) * width * channels
-            rows, width = made, 2
-        flops += depth * (projections + feed_forward + attention + summaries)
-    return flops
-
-
 def test_documentation_has_every_architecture():
     assert documented().keys() == FMA2D.arch_zoo.keys()
 
@@ -367,7 +325,7 @@ def test_documented_parameters_and_flops(arch):
         model = FMA2D(arch=arch)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     settings = FMA2D.arch_zoo[arch]
-    assert f"{hand_count(settings['embed_dims'], settings['depths']) / 1e9:.2f}" == f"{gflops:.2f}"
+    assert f"{flops_by_hand.fma2d(settings['embed_dims'], settings['depths']) / 1e9:.2f}" == f"{gflops:.2f}"
 
 
 def test_documented_example():

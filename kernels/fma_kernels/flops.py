@@ -1,0 +1,114 @@
+"""FLOPs of the operators, for ``torch.utils.flop_counter.FlopCounterMode``, which takes unknown operators for free.
+
+As everywhere in PyTorch, one multiply-add counts as two, and only the products of matrices and weights count: not the
+softmax, and not the merging of partial results. An attention counts the pairs that it reads, whatever the padding of
+partial cells or a mask; a contraction counts the grid that it is given, zeros beyond the edge included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from . import ops  # noqa: F401  defines the operators
+from .hierarchy import Hierarchy
+
+
+def near_pairs(hierarchy: Hierarchy) -> int:
+    """Number of (query token, key token) pairs whose level-1 cells touch; without the later keys if causal."""
+    tokens = _tokens(hierarchy, 1)
+    if hierarchy.causal:
+        return _before(tokens[0], tokens[0]) + sum(n * (n + 1) // 2 for n in tokens[0])
+    return math.prod(_touching(n, n) for n in tokens)
+
+
+def far_pairs(hierarchy: Hierarchy, level: int, summarised_queries: bool = False) -> int:
+    """Number of (query, summary) pairs of one level.
+
+    Args:
+        hierarchy: geometry.
+        level: far level, 1 or more.
+        summarised_queries: count the pairs of query summaries instead of those of query tokens.
+
+    Returns:
+        The pairs over the interaction lists; summaries that stand for no token are read by none and read nothing.
+    """
+    queries = _sub_blocks(hierarchy, level) if summarised_queries else _tokens(hierarchy, level)
+    keys = _sub_blocks(hierarchy, level)
+    if hierarchy.causal:  # the cells of the parent before, but for those that touch
+        (q,), (k,) = queries, keys
+        return _before(_parents(q), _parents(k)) - _before(q[::2], k[1::2])
+    in_touching_parents = math.prod(_touching(_parents(q), _parents(k)) for q, k in zip(queries, keys, strict=True))
+    return in_touching_parents - math.prod(_touching(q, k) for q, k in zip(queries, keys, strict=True))
+
+
+def attend_pairs(hierarchy: Hierarchy, level: int, far: bool) -> int:
+    """Number of pairs that one call of :func:`fma_kernels.ops.attend` reads, per sequence and head."""
+    if level:
+        return far_pairs(hierarchy, level, summarised_queries=True)
+    return near_pairs(hierarchy) + (sum(far_pairs(hierarchy, level) for level in hierarchy.levels) if far else 0)
+
+
+# Numbers of level cells are given along each axis; that of a cell of the grid is the product over the axes.
+
+
+def _tokens(hierarchy: Hierarchy, level: int) -> list[list[int]]:
+    """Tokens of each cell, partial ones at the far edge."""
+    width = hierarchy.cell_width(level)
+    return [[min(width, n - start) for start in range(0, n, width)] for n in hierarchy.grid]
+
+
+def _sub_blocks(hierarchy: Hierarchy, level: int) -> list[list[int]]:
+    """Sub-blocks of each cell that hold a token."""
+    block = hierarchy.cell_width(level) // hierarchy.rank
+    return [[-(-tokens // block) for tokens in axis] for axis in _tokens(hierarchy, level)]
+
+
+def _parents(cells: Sequence[int]) -> list[int]:
+    return [sum(cells[i : i + 2]) for i in range(0, len(cells), 2)]
+
+
+def _before(queries: Sequence[int], keys: Sequence[int]) -> int:
+    """Pairs of each cell with the one before it, on one axis."""
+    return sum(q * k for q, k in zip(queries[1:], keys, strict=False))
+
+
+def _touching(queries: Sequence[int], keys: Sequence[int]) -> int:
+    """Pairs of each cell with itself, the one before and the one after, on one axis."""
+    return sum(q * k for q, k in zip(queries, keys, strict=True)) + _before(queries, keys) + _before(keys, queries)
+
+
+# ---------------------------------------------------------------------- formulas
+
+
+def _attend_product(query_shape: Sequence[int], far_key_shape: Sequence[int] | None, geometry: tuple) -> int:
+    """FLOPs of one of the products of an attention: one of length d for every pair."""
+    grid, cell_size, rank, causal, level, *_ = geometry
+    batch, heads, _, dim = query_shape
+    hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal)
+    return 2 * batch * heads * dim * attend_pairs(hierarchy, level, far_key_shape is not None)
+
+
+@register_flop_formula(torch.ops.fma_kernels.attend)
+def _attend(query, key, value, far_key, far_value, carry, carry_lse, mask, seed, *geometry, **_) -> int:
+    return 2 * _attend_product(query, far_key, geometry)  # with the keys, with the values
+
+
+@register_flop_formula(torch.ops.fma_kernels.attend_backward)
+def _attend_backward(
+    grad_out, grad_lse, out, lse, query, key, value, far_key, far_value, carry, carry_lse, mask, seed, *geometry, **_
+) -> int:
+    return 5 * _attend_product(query, far_key, geometry)  # the logits again, and four gradients
+
+
+@register_flop_formula(torch.ops.fma_kernels.contract)
+def _contract(x, weight, axis, **_) -> int:
+    return 2 * math.prod(x) * weight[1]  # every entry counts for all outputs of its block
+
+
+@register_flop_formula(torch.ops.fma_kernels.contract_backward)
+def _contract_backward(grad, x, weight, axis, **_) -> int:
+    return 2 * 2 * math.prod(x) * weight[1]  # the gradients of the grid and of the weight
