@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
 from fma_kernels import Hierarchy
-
-COLORS = ["#d1495b", "#edae49", "#66a182", "#2e86ab", "#8d6a9f", "#5c5c5c"]  # near, then level 1, 2, ...
+from fma_mm.analysis.attention_map import query_readings
+from fma_mm.analysis.drawing import COLORS, draw_boxes
 
 
 def cell_bounds(hierarchy: Hierarchy, level: int, cell: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -31,21 +31,8 @@ def cell_bounds(hierarchy: Hierarchy, level: int, cell: tuple[int, ...]) -> list
 
 def draw_image(axis: Axes, hierarchy: Hierarchy, query: tuple[int, int]) -> None:
     """What one query of an image reads: squares are read as one, its near field token by token."""
-    for cell in hierarchy.near_list([i // hierarchy.cell_size for i in query]):
-        (top, bottom), (left, right) = cell_bounds(hierarchy, 1, cell)
-        for y in range(top, bottom):
-            for x in range(left, right):
-                axis.add_patch(Rectangle((x, y), 1, 1, fc=COLORS[0], ec="white", lw=0.4))
-    for level in hierarchy.levels:
-        side = hierarchy.cell_width(level) // hierarchy.rank
-        for cell in hierarchy.interaction_list(level, [i // hierarchy.cell_width(level) for i in query]):
-            (top, bottom), (left, right) = cell_bounds(hierarchy, level, cell)
-            for y in range(top, bottom, side):
-                for x in range(left, right, side):
-                    box = Rectangle(
-                        (x, y), min(side, right - x), min(side, bottom - y), fc=COLORS[level], ec="white", lw=0.8
-                    )
-                    axis.add_patch(box)
+    for reading in query_readings(hierarchy, query):
+        draw_boxes(axis, reading.boxes, fc=COLORS[reading.level], ec="white", lw=0.8 if reading.level else 0.4)
     axis.add_patch(Rectangle((query[1], query[0]), 1, 1, fc="black"))
     height, width = hierarchy.grid
     axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
