@@ -18,6 +18,7 @@ class Problem:
     mask: torch.Tensor | None
     group_bias: bool
     linear: bool
+    num_global_tokens: int = 0
 
     @property
     def leaves(self):
@@ -26,16 +27,17 @@ class Problem:
     def attention(self, backend, **options):
         query, key, value = self.tensors
         query_basis, key_basis, value_basis = self.bases
+        queries, keys, values = (x[:, :, self.num_global_tokens :] for x in self.tensors)
         summaries = [
-            aggregate(x, basis, self.hierarchy, self.mask) for x, basis in ((key, key_basis), (value, value_basis))
+            aggregate(x, basis, self.hierarchy, self.mask) for x, basis in ((keys, key_basis), (values, value_basis))
         ]
         function = fma_attention
         if self.linear:
-            summaries.insert(0, aggregate(query, query_basis, self.hierarchy, self.mask, queries=True))
+            summaries.insert(0, aggregate(queries, query_basis, self.hierarchy, self.mask, queries=True))
             function = fma_linear_attention
         return function(
             query, key, value, *summaries, self.hierarchy, group_bias=self.group_bias, key_padding_mask=self.mask,
-            backend=backend, **options,
+            num_global_tokens=self.num_global_tokens, backend=backend, **options,
         )  # fmt: skip
 
 
@@ -47,6 +49,7 @@ def make_problem(
     masked=False,
     group_bias=True,
     linear=False,
+    num_global_tokens=0,
     batch=2,
     heads=2,
     dim=3,
@@ -66,9 +69,10 @@ def make_problem(
         for parameter in basis.parameters():
             parameter.data += 0.2 * random(*parameter.shape)
         bases.append(basis)
-    tensors = [random(batch, heads, hierarchy.num_tokens, dim).requires_grad_() for _ in range(3)]
+    length = num_global_tokens + hierarchy.num_tokens
+    tensors = [random(batch, heads, length, dim).requires_grad_() for _ in range(3)]
     mask = torch.rand(batch, hierarchy.num_tokens, generator=generator) < 0.3 if masked else None
-    return Problem(hierarchy, tensors, bases, mask, group_bias, linear)
+    return Problem(hierarchy, tensors, bases, mask, group_bias, linear, num_global_tokens)
 
 
 @st.composite
@@ -83,6 +87,7 @@ def problems(draw, **fixed):
         masked=draw(st.booleans()),
         group_bias=draw(st.booleans()),
         linear=draw(st.booleans()),
+        num_global_tokens=0 if hierarchy.causal else draw(st.sampled_from([0, 1, 3])),
         batch=draw(st.integers(1, 2)),
         heads=draw(st.integers(1, 2)),
         seed=draw(st.integers(0, 2**31)),

@@ -25,6 +25,7 @@ def fma_attention(
     scale: float | None = None,
     group_bias: bool = True,
     key_padding_mask: Tensor | None = None,
+    num_global_tokens: int = 0,
     dropout_p: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
@@ -38,41 +39,46 @@ def fma_attention(
 
     Where ``hierarchy.num_levels`` is 0, this is full attention, exactly.
 
+    Tokens without a place in the grid, such as a class token, are *global*: they read every token one by one, and
+    every token reads them, under the same softmax: O(G * N) for G of them.
+
     Args:
-        query, key, value: (B, H, N, d), one floating-point dtype and device.
+        query, key, value: (B, H, G + N, d), one floating-point dtype and device; the G global tokens come first.
         key_summaries, value_summaries: (B, H, S, d) from :func:`aggregate`, with S = ``hierarchy.num_summaries``.
         hierarchy: geometry of the N tokens.
         scale: factor of the products; default 1 / sqrt(d).
         group_bias: add the logarithm of the number of tokens that a summary stands for, so that keys that are constant
             give full attention exactly.
-        key_padding_mask: (B, N) bool, True = ignore the token as a key.
-        dropout_p: probability to drop an attention weight, 0 <= p < 1. Applied whenever it is not 0.
+        key_padding_mask: (B, N) bool over the tokens of the grid, True = ignore the token as a key. Global tokens are
+            never ignored.
+        num_global_tokens: number of global tokens G, 0 if ``hierarchy`` is causal: they read later tokens.
+        dropout_p: probability to drop an attention weight, 0 <= p < 1. Applied whenever it is not 0, to the weights of
+            and on global tokens too.
         backend: ``"torch"`` (blockwise, any device, float16 and bfloat16 accumulate in float32), ``"reference"`` (the
             dense definition, O(N^2)) or ``"auto"`` (the fastest that runs).
 
     Returns:
-        (B, H, N, d) in the dtype of ``query``; zeros for a query that reads nothing.
+        (B, H, G + N, d) in the dtype of ``query``; zeros for a query that reads nothing.
 
     Raises:
         ValueError: an argument is outside of what is stated above; the message names it.
     """
     query, key, value, key_summaries, value_summaries = _autocast(query, key, value, key_summaries, value_summaries)
-    _check(query, key, value, hierarchy, key_padding_mask, dropout_p, backend)
+    _check(query, key, value, hierarchy, key_padding_mask, num_global_tokens, dropout_p, backend)
     require_like("key_summaries", key_summaries, "query", query, hierarchy.num_summaries)
     require_like("value_summaries", value_summaries, "query", query, hierarchy.num_summaries)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if backend == "reference":
         return reference.attention(
             query, None, key, value, key_summaries, value_summaries, hierarchy, scale, group_bias, key_padding_mask,
-            dropout_p,
+            num_global_tokens, dropout_p,
         )  # fmt: skip
     if hierarchy.num_levels == 0:
-        return _full_attention(query, key, value, hierarchy, scale, key_padding_mask, dropout_p)
-    out, _ = attend(
-        query, key, value, hierarchy, far=(key_summaries, value_summaries), mask=key_padding_mask, scale=scale,
-        group_bias=group_bias, dropout_p=dropout_p,
-    )  # fmt: skip
-    return out
+        return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
+    options = dict(mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p)
+    tokens = (x[:, :, num_global_tokens:] for x in (query, key, value))
+    result = attend(*tokens, hierarchy, far=(key_summaries, value_summaries), **options)
+    return _with_global_tokens(result, query, key, value, scale, key_padding_mask, num_global_tokens, dropout_p)
 
 
 def fma_linear_attention(
@@ -87,6 +93,7 @@ def fma_linear_attention(
     scale: float | None = None,
     group_bias: bool = True,
     key_padding_mask: Tensor | None = None,
+    num_global_tokens: int = 0,
     dropout_p: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
@@ -108,7 +115,7 @@ def fma_linear_attention(
     query, key, value, query_summaries, key_summaries, value_summaries = _autocast(
         query, key, value, query_summaries, key_summaries, value_summaries
     )
-    _check(query, key, value, hierarchy, key_padding_mask, dropout_p, backend)
+    _check(query, key, value, hierarchy, key_padding_mask, num_global_tokens, dropout_p, backend)
     require_like("query_summaries", query_summaries, "query", query, hierarchy.num_summaries)
     require_like("key_summaries", key_summaries, "query", query, hierarchy.num_summaries)
     require_like("value_summaries", value_summaries, "query", query, hierarchy.num_summaries)
@@ -116,10 +123,10 @@ def fma_linear_attention(
     if backend == "reference":
         return reference.attention(
             query, query_summaries, key, value, key_summaries, value_summaries, hierarchy, scale, group_bias,
-            key_padding_mask, dropout_p,
+            key_padding_mask, num_global_tokens, dropout_p,
         )  # fmt: skip
     if hierarchy.num_levels == 0:
-        return _full_attention(query, key, value, hierarchy, scale, key_padding_mask, dropout_p)
+        return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
 
     options = dict(mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p)
     by_level = [x.split(hierarchy.level_sizes, 2) for x in (query_summaries, key_summaries, value_summaries)]
@@ -129,8 +136,9 @@ def fma_linear_attention(
         carry = attend(q, k, v, hierarchy, level=level, carry=carry, **options)
         if level > 1:
             carry = _to_finer_level(carry, hierarchy, level)
-    out, _ = attend(query, key, value, hierarchy, carry=carry, **options)
-    return out
+    tokens = (x[:, :, num_global_tokens:] for x in (query, key, value))
+    result = attend(*tokens, hierarchy, carry=carry, **options)
+    return _with_global_tokens(result, query, key, value, scale, key_padding_mask, num_global_tokens, dropout_p)
 
 
 def _to_finer_level(carry: tuple[Tensor, Tensor], hierarchy: Hierarchy, level: int) -> tuple[Tensor, Tensor]:
@@ -144,13 +152,28 @@ def _to_finer_level(carry: tuple[Tensor, Tensor], hierarchy: Hierarchy, level: i
     return results[0], results[1].squeeze(-1)
 
 
-def _full_attention(query, key, value, hierarchy, scale, mask, dropout_p) -> Tensor:
+def _with_global_tokens(result, query, key, value, scale, mask, num_global_tokens, dropout_p) -> Tensor:
+    """Add the global tokens, as queries and as keys, to the result (output, log-sum-exp) of the tokens of the grid."""
+    out, lse = result
+    if not num_global_tokens:
+        return out
+    global_query, query = query.tensor_split([num_global_tokens], 2)
+    global_out = _full_attention(global_query, key, value, scale, mask, dropout_p)
+    # The log-sum-exp says how the one softmax divides its weight between the global keys and all others.
+    key, value = (x[:, :, :num_global_tokens].to(lse.dtype) for x in (key, value))
+    with torch.autocast(query.device.type, enabled=False):  # sums stay in the precision that they are made in
+        logits = query.to(lse.dtype) @ key.mT * scale
+        read = F.dropout(logits.softmax(-1), dropout_p) @ value
+        share = torch.sigmoid(logits.logsumexp(-1) - lse)[..., None]
+        out = torch.lerp(out.to(lse.dtype), read, share).to(query.dtype)
+    return torch.cat([global_out, out], 2)
+
+
+def _full_attention(query, key, value, scale, mask, dropout_p, causal=False) -> Tensor:
     if mask is None:
-        return F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout_p, is_causal=hierarchy.causal, scale=scale
-        )
-    readable = ~mask[:, None, None]
-    if hierarchy.causal:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=causal, scale=scale)
+    readable = F.pad(~mask, [key.shape[2] - mask.shape[1], 0], value=True)[:, None, None]  # global keys always
+    if causal:
         readable = readable & torch.ones(*[query.shape[2]] * 2, dtype=torch.bool, device=query.device).tril()
     return F.scaled_dot_product_attention(query, key, value, readable, dropout_p, scale=scale)
 
@@ -164,11 +187,20 @@ def _autocast(*tensors: Tensor) -> list[Tensor]:
     return [x.to(dtype) if x.dtype in (torch.float16, torch.bfloat16, torch.float32) else x for x in tensors]
 
 
-def _check(query, key, value, hierarchy, mask, dropout_p, backend) -> None:
+def _check(query, key, value, hierarchy, mask, num_global_tokens, dropout_p, backend) -> None:
     require(isinstance(hierarchy, Hierarchy), "hierarchy", hierarchy, "a Hierarchy")
-    require_tokens("query", query, hierarchy.grid)
-    require_like("key", key, "query", query, hierarchy.num_tokens)
-    require_like("value", value, "query", query, hierarchy.num_tokens)
-    require_mask(mask, query)
+    count = num_global_tokens
+    require(isinstance(count, int) and count >= 0, "num_global_tokens", count, "an integer >= 0")
+    require(not (count and hierarchy.causal), "num_global_tokens", count, "0 with a causal hierarchy")
+    tokens = query
+    if count:
+        length = count + hierarchy.num_tokens
+        expected = f"dimension 2 to hold {count} global tokens and the {hierarchy.num_tokens} of grid={hierarchy.grid}"
+        require(query.ndim == 4 and query.shape[2] == length, "query.shape", tuple(query.shape), expected)
+        tokens = query[:, :, count:]
+    require_tokens("query", tokens, hierarchy.grid)
+    require_like("key", key, "query", query, query.shape[2])
+    require_like("value", value, "query", query, query.shape[2])
+    require_mask(mask, tokens)
     require(0 <= dropout_p < 1, "dropout_p", dropout_p, "a probability, 0 <= p < 1")
     require(backend in BACKENDS, "backend", backend, f"one of {', '.join(BACKENDS)}")

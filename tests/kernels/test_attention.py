@@ -21,6 +21,10 @@ def random(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
+def not_causal(problem):
+    return not problem.hierarchy.causal
+
+
 def gradients(problem, backend):
     out = problem.attention(backend)
     grads = torch.autograd.grad((out * random(*out.shape)).sum(), problem.leaves, allow_unused=True)
@@ -95,7 +99,7 @@ def test_without_far_levels_it_is_full_attention(grid, causal, masked, linear):
 
 
 @settings(max_examples=40)
-@given(problems(kind="mean", group_bias=True))
+@given(problems(kind="mean", group_bias=True, num_global_tokens=0))
 def test_constant_keys_give_full_attention_on_any_shape(problem):
     """With equal keys all tokens weigh the same, and summaries that are means lose nothing."""
     query, key, value = problem.tensors
@@ -164,6 +168,67 @@ def test_a_sequence_of_padding_gives_zeros_and_finite_gradients(linear, backend)
         assert grad is None or grad.isfinite().all()
 
 
+@pytest.mark.parametrize("grid", [(16,), (14, 9)])
+@pytest.mark.parametrize("masked", [False, True])
+@BOTH
+def test_with_global_tokens_and_without_far_levels_it_is_full_attention(grid, masked, linear):
+    problem = make_problem(Hierarchy(grid, 8, 2), masked=masked, linear=linear, num_global_tokens=2)
+    assert problem.hierarchy.num_levels == 0
+    readable = F.pad(~problem.mask, [2, 0], value=True)[:, None, None] if masked else None
+    expected = F.scaled_dot_product_attention(*problem.tensors, attn_mask=readable)
+    for backend in ("auto", "reference"):
+        torch.testing.assert_close(problem.attention(backend), expected)
+
+
+@settings(max_examples=30)
+@given(problems(num_global_tokens=2).filter(not_causal))
+def test_global_tokens_get_full_attention(problem):
+    mask = problem.mask
+    readable = None if mask is None else F.pad(~mask, [2, 0], value=True)[:, None, None]
+    expected = F.scaled_dot_product_attention(problem.tensors[0][:, :, :2], *problem.tensors[1:], attn_mask=readable)
+    for backend in ("torch", "reference"):
+        torch.testing.assert_close(problem.attention(backend)[:, :, :2], expected)
+
+
+@settings(max_examples=30)
+@given(problems(kind="mean", group_bias=True, masked=True, num_global_tokens=3).filter(not_causal))
+def test_constant_keys_give_full_attention_with_global_tokens(problem):
+    """Global and other tokens weigh the same then, and what is masked weighs nothing."""
+    query, key, value = problem.tensors
+    if problem.linear:
+        query = torch.zeros_like(query)
+    problem.tensors = [query, key[:, :, :1].expand_as(key), value]
+    weights = F.pad(~problem.mask, [3, 0], value=True).double()[:, None, None]
+    expected = (weights / weights.sum(-1, keepdim=True) @ value).expand_as(value)
+    torch.testing.assert_close(problem.attention("torch"), expected)
+
+
+@BOTH
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_among_padding_only_global_tokens_are_read(linear, backend):
+    problem = make_problem(Hierarchy((40,), 4, 2), linear=linear, num_global_tokens=2)
+    problem.mask = torch.zeros(2, 40, dtype=torch.bool)
+    problem.mask[1] = True
+    out = problem.attention(backend)
+    query, key, value = (x[1] for x in problem.tensors)
+    torch.testing.assert_close(out[1], F.scaled_dot_product_attention(query, key[:, :2], value[:, :2]))
+    for grad in torch.autograd.grad(out.sum(), problem.leaves, allow_unused=True):
+        assert grad is None or grad.isfinite().all()
+
+
+@BOTH
+def test_global_tokens_keep_the_low_precision_of_the_others(linear):
+    """At most twice the error of PyTorch's own attention, as without them."""
+    problem = make_problem(Hierarchy((19, 22), 4, 2), linear=linear, dim=16, num_global_tokens=2)
+    problem.tensors = [x.detach().bfloat16() for x in problem.tensors]
+    full = F.scaled_dot_product_attention(*(x.double() for x in problem.tensors))
+    allowed = 2 * (F.scaled_dot_product_attention(*problem.tensors).double() - full).abs().max()
+    out = problem.attention("torch")
+    assert out.dtype == torch.bfloat16
+    problem.tensors = [x.double() for x in problem.tensors]
+    assert (out.double() - problem.attention("reference")).abs().max() <= allowed
+
+
 @BOTH
 def test_group_bias_off_reads_a_summary_like_a_token(linear):
     problem = make_problem(Hierarchy((45,), 4, 2), linear=linear)
@@ -214,9 +279,18 @@ def test_training_goes_on_after_inference_mode(linear):
     assert all(x.isfinite().all() for x in torch.autograd.grad(out.sum(), problem.tensors))
 
 
-@BOTH
-def test_dropout_keeps_the_expectation_and_its_gradient_is_that_of_the_same_draw(linear):
-    problem = make_problem(Hierarchy((37,), 4, 2), linear=linear, batch=1, heads=1)
+@pytest.mark.parametrize(
+    ("hierarchy", "options"),
+    [
+        (Hierarchy((37,), 4, 2), dict(linear=False)),
+        (Hierarchy((37,), 4, 2), dict(linear=True)),
+        (Hierarchy((7,), 2, 1), dict(num_global_tokens=2, dim=2)),
+    ],
+    ids=["fma", "fma_linear", "global"],
+)
+def test_dropout_keeps_the_expectation_and_its_gradient_is_that_of_the_same_draw(hierarchy, options):
+    problem = make_problem(hierarchy, batch=1, heads=1, **options)
+    assert problem.hierarchy.num_levels >= 1
     exact = problem.attention("torch")
     torch.manual_seed(0)
     draws = torch.stack([problem.attention("torch", dropout_p=0.3).detach() for _ in range(300)])
@@ -278,6 +352,29 @@ def test_causal_linear_query_summaries_pool_backwards():
     ):
         inside = -(-32 // (hierarchy.cell_width(level) // 2))
         torch.testing.assert_close(mine[:inside], theirs[:inside])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(num_global_tokens=-1), "num_global_tokens=-1.*an integer >= 0"),
+        (dict(num_global_tokens=1), r"query.shape=\(2, 2, 42, 4\).*1 global tokens and the 40"),
+        (dict(query=torch.zeros(2, 42, 4)), r"query.shape=\(2, 42, 4\).*2 global tokens and the 40"),
+        (dict(key=torch.zeros(2, 2, 40, 4)), r"key.shape=\(2, 2, 40, 4\).*\(2, 2, 42, 4\)"),
+        (dict(key_padding_mask=torch.zeros(2, 42, dtype=torch.bool)), r"key_padding_mask.shape=\(2, 42\).*\(2, 40\)"),
+        (dict(hierarchy=Hierarchy((40,), 4, 2, causal=True)), "num_global_tokens=2.*0 with a causal hierarchy"),
+    ],
+)
+def test_bad_global_tokens_are_refused_by_name(change, message):
+    tokens, hierarchy = torch.zeros(2, 2, 42, 4), Hierarchy((40,), 4, 2)
+    summaries = torch.zeros(2, 2, hierarchy.num_summaries, 4)
+    arguments = dict(
+        query=tokens, key=tokens, value=tokens, key_summaries=summaries, value_summaries=summaries,
+        hierarchy=hierarchy, num_global_tokens=2,
+    )  # fmt: skip
+    fma_attention(**arguments)
+    with pytest.raises(ValueError, match=message):
+        fma_attention(**arguments | change)
 
 
 GOOD = dict(scale=None, group_bias=True, key_padding_mask=None, dropout_p=0.0, backend="auto")

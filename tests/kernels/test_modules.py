@@ -17,20 +17,21 @@ VARIANTS = pytest.mark.parametrize(
         ((14, 9), dict(cell_size=2, ndim=2, aggregation="mean")),
         ((14, 9), dict(cell_size=4, rank=2, ndim=2, aggregation="direct", num_levels=2, share_heads=True)),
         ((5, 6, 7), dict(cell_size=2, ndim=3)),
+        ((14, 9), dict(cell_size=2, ndim=2, num_global_tokens=2)),
     ],
-    ids=["fma", "causal-linear", "2d-linear", "2d-mean", "2d-direct", "3d"],
+    ids=["fma", "causal-linear", "2d-linear", "2d-mean", "2d-direct", "3d", "2d-global"],
 )
 
 
-def tokens(grid, batch=2, dims=8):
+def tokens(grid, batch=2, dims=8, num_global_tokens=0, **_):
     torch.manual_seed(0)
-    return torch.randn(batch, torch.Size(grid).numel(), dims)
+    return torch.randn(batch, num_global_tokens + torch.Size(grid).numel(), dims)
 
 
 @VARIANTS
 def test_every_parameter_has_a_finite_gradient(grid, options):
     module = FMAttention(8, 2, **options)
-    module(tokens(grid), grid).square().sum().backward()
+    module(tokens(grid, **options), grid).square().sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
@@ -38,16 +39,18 @@ def test_every_parameter_has_a_finite_gradient(grid, options):
 @VARIANTS
 def test_backends_agree(grid, options):
     module = FMAttention(8, 2, **options)
-    out = module(tokens(grid), grid)
+    x = tokens(grid, **options)
+    out = module(x, grid)
     module.backend = "reference"
-    torch.testing.assert_close(out, module(tokens(grid), grid))
+    torch.testing.assert_close(out, module(x, grid))
 
 
 @VARIANTS
 def test_an_empty_batch_gives_an_empty_batch(grid, options):
     module = FMAttention(8, 2, **options)
-    out = module(tokens(grid, batch=0), grid)
-    assert out.shape == (0, torch.Size(grid).numel(), 8)
+    x = tokens(grid, batch=0, **options)
+    out = module(x, grid)
+    assert out.shape == x.shape
     out.sum().backward()
     assert torch.count_nonzero(module.qkv.weight.grad) == 0
 
@@ -68,6 +71,36 @@ def test_it_is_multi_head_attention_where_all_tokens_are_near():
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[0, 10:] = True
     torch.testing.assert_close(module(x, (16,), mask), full(x, x, x, key_padding_mask=mask)[0])
+
+
+def test_global_tokens_are_read_and_read_as_in_multi_head_attention():
+    """Exactly so for the global token, whatever the grid; for all tokens where no cell is far."""
+    module, full = FMAttention(8, 2, 4, ndim=2, num_global_tokens=1), nn.MultiheadAttention(8, 2, batch_first=True)
+    full.in_proj_weight.data, full.in_proj_bias.data = module.qkv.weight.data, module.qkv.bias.data
+    full.out_proj.weight.data, full.out_proj.bias.data = module.proj.weight.data, module.proj.bias.data
+    for grid, exact in (((8, 5), slice(None)), ((20, 9), slice(1))):
+        x = tokens(grid, num_global_tokens=1)
+        mask = torch.rand(2, torch.Size(grid).numel()) < 0.3
+        padded = nn.functional.pad(mask, [1, 0], value=False)
+        expected = full(x, x, x, key_padding_mask=padded)[0]
+        torch.testing.assert_close(module(x, grid, mask)[:, exact], expected[:, exact])
+
+
+def test_parameters_keep_their_order():
+    """Optimizer states in checkpoints go by it."""
+    names = [name.split(".")[0] for name, _ in FMAttention(8, 2, cell_size=4, query_summaries=True).named_parameters()]
+    assert list(dict.fromkeys(names)) == ["qkv", "key_basis", "value_basis", "query_basis", "proj"]
+
+
+def test_weights_of_a_checkpoint_with_fewer_levels_give_the_same_function():
+    small, large = (FMAttention(8, 2, cell_size=2, ndim=2, num_levels=levels) for levels in (2, 4))
+    for parameter in small.parameters():
+        nn.init.normal_(parameter)
+    large.load_state_dict(small.state_dict())
+    grid = (40, 9)
+    assert Hierarchy(grid, 2).num_levels == 4
+    x = tokens(grid)
+    torch.testing.assert_close(large(x, grid), small(x, grid))
 
 
 def test_weights_fit_any_grid():
@@ -99,12 +132,12 @@ def test_export_with_any_batch_size(grid, options, tmp_path):
             return self.attention(x, grid)
 
     batch = torch.export.Dim("batch", min=2, max=64)
-    program = torch.export.export(Model(), (tokens(grid),), dynamic_shapes={"x": {0: batch}})
+    program = torch.export.export(Model(), (tokens(grid, **options),), dynamic_shapes={"x": {0: batch}})
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     buffer.seek(0)
     loaded = torch.export.load(buffer).module()
-    x = tokens(grid, batch=5)
+    x = tokens(grid, batch=5, **options)
     torch.testing.assert_close(loaded(x), module(x, grid))
 
 
@@ -113,7 +146,7 @@ def test_compiles_in_one_graph_with_gradients(grid, options):
     module = FMAttention(8, 2, **options)
     torch.compiler.reset()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    x = tokens(grid).requires_grad_()
+    x = tokens(grid, **options).requires_grad_()
     (expected,) = torch.autograd.grad(module(x, grid).square().sum(), x)
     (mine,) = torch.autograd.grad(compiled(x, grid).square().sum(), x)
     torch.testing.assert_close(mine, expected)
@@ -173,6 +206,8 @@ def test_forward_mode_differentiation_raises():
         (dict(rank=3), "rank=3"),
         (dict(aggregation="max"), "max"),
         (dict(ndim=2, causal=True), "causal=True"),
+        (dict(num_global_tokens=1, causal=True), "num_global_tokens=1.*0 with causal=True"),
+        (dict(num_global_tokens=-1), "num_global_tokens=-1"),
         (dict(attn_drop=1.0), "attn_drop=1.0"),
         (dict(backend="fast"), "backend='fast'"),
     ],
@@ -194,6 +229,11 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_bad_input_is_refused(x, grid, message):
     with pytest.raises(ValueError, match=message):
         FMAttention(8, 2, cell_size=4)(x, grid)
+
+
+def test_missing_global_tokens_are_refused():
+    with pytest.raises(ValueError, match=r"x.shape=\(2, 16, 8\).*the 16 tokens of \(16,\) and 1 global ones"):
+        FMAttention(8, 2, cell_size=4, num_global_tokens=1)(torch.zeros(2, 16, 8), (16,))
 
 
 def test_the_library_needs_torch_alone():

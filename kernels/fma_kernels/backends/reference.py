@@ -22,20 +22,28 @@ def attention(
     scale: float,
     group_bias: bool,
     mask: Tensor | None,
+    num_global_tokens: int,
     dropout_p: float,
 ) -> Tensor:
     """One softmax over near tokens and far summaries of every query.
 
     With ``far_query`` (B, H, S, d), a token reads the far summaries of a level through the query summary of the
-    level's sub-block that it lies in (FMA-linear); otherwise by itself.
+    level's sub-block that it lies in (FMA-linear); otherwise by itself. The G global tokens, which come first, are near
+    to all tokens.
     """
-    exists = torch.ones_like(key[:, :1, :, 0], dtype=torch.bool) if mask is None else ~mask[:, None]  # (B, 1, N)
+    tokens = key[:, :1, num_global_tokens:, 0]
+    exists = torch.ones_like(tokens, dtype=torch.bool) if mask is None else ~mask[:, None]  # (B, 1, N)
     near, far, sub_block = _membership(hierarchy, query.device)
     # Tokens of each summary's sub-block: a token is in the sub-block numbered as its own of that level.
     inside = torch.zeros(hierarchy.num_tokens, hierarchy.num_summaries, dtype=query.dtype, device=query.device)
     if hierarchy.num_levels:
         inside.scatter_(1, sub_block, 1.0)
     count = exists.to(query.dtype) @ inside  # (B, 1, S)
+    # With the global tokens: G + N queries and keys.
+    exists = F.pad(exists, [num_global_tokens, 0], value=True)
+    near = F.pad(near, [num_global_tokens, 0, num_global_tokens, 0], value=True)
+    far = F.pad(far, [0, 0, num_global_tokens, 0], value=False)
+    sub_block = F.pad(sub_block, [0, 0, num_global_tokens, 0])
 
     near_logits = (query @ key.mT * scale).masked_fill(~(near & exists[:, :, None]), -math.inf)
     if far_query is None:
