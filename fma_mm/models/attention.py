@@ -6,7 +6,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from fma_kernels import FMAttention, SummaryBasis
+from fma_kernels import FMAttention
 from fma_kernels.checks import require
 
 #: The two attentions of the paper, by their names in a config.
@@ -37,6 +37,8 @@ class FMA2DAttention(BaseModule):
         attn_drop: dropout of the attention weights.
         proj_drop: dropout of the output.
         backend: see :func:`fma_kernels.fma_attention`.
+        num_global_tokens: leading tokens, such as a class token, that have no place in the map: they read every token
+            one by one, and every token reads them.
         init_cfg: mmengine initialisation config.
 
     Raises:
@@ -59,6 +61,7 @@ class FMA2DAttention(BaseModule):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         backend: str = "auto",
+        num_global_tokens: int = 0,
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
@@ -76,6 +79,7 @@ class FMA2DAttention(BaseModule):
             qkv_bias=qkv_bias,
             qk_scale=qk_scale,
             group_bias=group_bias,
+            num_global_tokens=num_global_tokens,
             attn_drop=attn_drop,
             proj_drop=proj_drop,
             backend=backend,
@@ -85,23 +89,10 @@ class FMA2DAttention(BaseModule):
         """Attend within each feature map.
 
         Args:
-            x: tokens in row-major order, (B, H * W, C).
+            x: the G global tokens, then those of the map in row-major order, (B, G + H * W, C).
             hw_shape: height and width (H, W) of the map.
 
         Returns:
-            (B, H * W, C).
+            (B, G + H * W, C).
         """
         return self.fma(x, tuple(hw_shape))
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args):
-        # A checkpoint made for smaller images may have fewer levels. Its last one served all beyond, so copies of that
-        # make the same function.
-        for name, basis in self.fma.named_children():
-            if isinstance(basis, SummaryBasis) and basis.kind == "nested":
-                for axis in range(basis.ndim):
-                    for level in range(3, basis.num_levels + 1):
-                        key = f"{prefix}fma.{name}.axis{axis}_level{level}"
-                        below = f"{prefix}fma.{name}.axis{axis}_level{level - 1}"
-                        if key not in state_dict and below in state_dict:
-                            state_dict[key] = state_dict[below]
-        super()._load_from_state_dict(state_dict, prefix, *args)

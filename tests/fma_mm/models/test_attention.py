@@ -9,12 +9,13 @@ from fma_mm import FMA2DAttention
 
 @pytest.mark.parametrize("attention", ["fma", "fma_linear"])
 def test_is_the_one_attention_module(attention):
-    ours = FMA2DAttention(16, 4, cell_size=2, rank=2, attention=attention, num_levels=2, share_heads=True)
-    theirs = FMAttention(16, 4, 2, 2, ndim=2, query_summaries=attention == "fma_linear", num_levels=2, share_heads=True)
+    options = dict(num_levels=2, share_heads=True, num_global_tokens=2)
+    ours = FMA2DAttention(16, 4, cell_size=2, rank=2, attention=attention, **options)
+    theirs = FMAttention(16, 4, 2, 2, ndim=2, query_summaries=attention == "fma_linear", **options)
     for parameter in theirs.parameters():
         nn.init.normal_(parameter)
     ours.fma.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 9 * 13, 16)
+    x = torch.randn(2, 2 + 9 * 13, 16)
     assert Hierarchy((9, 13), 2, 2).num_levels == 2
     torch.testing.assert_close(ours(x, (9, 13)), theirs(x, (9, 13)), rtol=0, atol=0)
 

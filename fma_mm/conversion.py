@@ -1,0 +1,288 @@
+"""Fast Multipole Attention in a vision transformer that exists, with the weights that it has."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fma_kernels import Hierarchy
+from fma_kernels.checks import require
+from fma_kernels.modules import CoreAttention
+
+from .models.attention import ATTENTIONS
+
+
+def convert_attention(
+    model: nn.Module,
+    cell_size: int,
+    rank: int = 1,
+    attention: str = "fma",
+    layers: int | Iterable[int] | None = None,
+    *,
+    aggregation: str = "nested",
+    num_levels: int | None = None,
+    share_heads: bool = False,
+    backend: str = "auto",
+) -> nn.Module:
+    """Replace the self-attention of a vision transformer by FMA over its patches, in place.
+
+    It works on ``VisionTransformer`` of mmpretrain and of mmseg, alone or inside a larger model, and on mmpretrain's
+    variants of it whose attention is the same: ``DistilledVisionTransformer``, ``DeiT3``, ``MoCoV3ViT``,
+    ``MaskFeatViT``. All else in the layers stays: the trained projections under their names, dropout, layer scale,
+    stochastic depth. Class and distillation tokens remain exact: they read every token and every token reads them.
+
+    New are only the summary bases, parameters with ``_basis`` in their names; they start as means and follow
+    ``requires_grad`` of the projection to queries, keys and values. So a checkpoint from before loads, with nothing
+    missing but the bases. Where the patches of an image make at most two cells per side, the model computes what it did
+    before (a ViT/16 at 224 x 224 has 14 x 14 patches: two cells of 7).
+
+    An optimizer or a distributed wrapper that was made before does not know the bases;
+    :class:`fma_mm.ConvertAttentionHook` takes care of both. If layers recompute their activations in the backward pass,
+    run that before the next image with as many patches in another shape.
+
+    Args:
+        model: the backbone, or any module that contains exactly one.
+        cell_size: side of the finest cells, in patches.
+        rank: summaries per cell and axis; divides ``cell_size``.
+        attention: ``"fma"``, or ``"fma_linear"`` where queries are summarised too.
+        layers: numbers of the layers to convert, negative ones from the end; None for all.
+        aggregation: how summaries are made: ``"nested"``, ``"direct"`` or ``"mean"``.
+        num_levels: levels to build bases for; those of the model's ``img_size`` if None. ``"nested"`` bases reuse the
+            last one on larger images, ``"direct"`` ones need all.
+        share_heads: share the bases over the heads.
+        backend: see :func:`fma_kernels.fma_attention`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: an argument is outside of what is stated above, or a layer has another attention, was converted
+            before, or uses an option of its attention that FMA has no counterpart of. Nothing is changed then.
+    """
+    require(attention in ATTENTIONS, "attention", attention, f"one of {ATTENTIONS}")
+    library, name, backbone = _find_vision_transformer(model)
+    replacement = REPLACEMENTS[library.__name__]
+    modules = {}
+    for i in _layer_numbers(layers, len(backbone.layers)):
+        module = backbone.layers[i].attn
+        label = ".".join(filter(None, [name, f"layers.{i}.attn"]))
+        expected = f"the plain self-attention {library.MultiheadAttention.__module__}.MultiheadAttention"
+        require(type(module) is library.MultiheadAttention, label, type(module).__name__, expected)
+        converted = isinstance(getattr(module, replacement.slot), CoreAttention)
+        require(not converted, label, "FMA", "attention that was not converted before")
+        replacement.check(module, library, label)
+        modules[i] = module
+    if num_levels is None:
+        num_levels = max(1, Hierarchy(replacement.default_grid(backbone), cell_size, rank).num_levels)
+
+    patches = PatchGrid()
+    options = dict(
+        cell_size=cell_size,
+        rank=rank,
+        ndim=2,
+        aggregation=aggregation,
+        query_summaries=attention == "fma_linear",
+        num_levels=num_levels,
+        share_heads=share_heads,
+        num_global_tokens=replacement.count_global_tokens(backbone),
+        backend=backend,
+    )
+    new = {i: replacement(module, patches, **options) for i, module in modules.items()}
+    for i, module in modules.items():
+        setattr(module, replacement.slot, new[i].train(module.training))
+    backbone.patch_embed.register_forward_hook(patches)
+    return model
+
+
+class PatchGrid:
+    """Height and width of images in patches, by their number: a forward hook of the patch embedding.
+
+    Attention modules get the tokens alone, and look here. That is a mapping so that activations of one image can be
+    computed again after another one has passed.
+    """
+
+    def __init__(self):
+        self.shapes: dict[int, tuple[int, int]] = {}
+
+    def __call__(self, patch_embed: nn.Module, args: tuple, output: tuple[Tensor, tuple[int, int]]) -> None:
+        """Remember the shape of the image whose patches were embedded."""
+        height, width = output[1]
+        self.shapes[height * width] = (height, width)
+
+    def shape(self, count: int) -> tuple[int, int]:
+        """Shape (H, W) of the latest image with so many patches.
+
+        Raises:
+            ValueError: there was none.
+        """
+        require(count in self.shapes, "number of patches", count, f"all those of an image, one of {[*self.shapes]}")
+        return self.shapes[count]
+
+
+class PatchAttention(CoreAttention):
+    """FMA over patches and the global tokens before them, for modules that do not tell the shape of the image.
+
+    Args:
+        patches: knows that shape.
+        like: parameter whose dtype, device and ``requires_grad`` the bases get.
+        **options: arguments of :class:`CoreAttention`.
+    """
+
+    def __init__(self, patches: PatchGrid, like: nn.Parameter, **options: Any):
+        super().__init__(**options)
+        self.patches = patches
+        self.to(like).requires_grad_(like.requires_grad)
+
+    def attend_patches(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
+        """Attention of tokens (B, H, G + N, d) to each other."""
+        grid = self.patches.shape(query.shape[2] - self.num_global_tokens)
+        return self.attend(query, key, value, grid, dropout_p=dropout_p)
+
+
+class PretrainAttention(PatchAttention):
+    """The function between the projections of mmpretrain's ``MultiheadAttention``.
+
+    Args:
+        module: where it will serve.
+        patches: knows the shape of the image.
+        **options: arguments of :class:`CoreAttention`.
+    """
+
+    #: What it replaces: this attribute of the module.
+    slot = "scaled_dot_product_attention"
+
+    def __init__(self, module: nn.Module, patches: PatchGrid, **options: Any):
+        super().__init__(patches, module.qkv.weight, num_heads=module.num_heads, head_dim=module.head_dims, **options)
+
+    @staticmethod
+    def check(module: nn.Module, library: ModuleType, label: str) -> None:
+        """Refuse a module whose logits have another scale; all its other options lie outside of this function."""
+        plain = sys.modules[library.MultiheadAttention.__module__].scaled_dot_product_attention
+        function = module.scaled_dot_product_attention
+        require(function is plain, f"{label}.scaled_dot_product_attention", function, "the one of qk_scale=None")
+
+    @staticmethod
+    def default_grid(backbone: nn.Module) -> tuple[int, int]:
+        """Patches (H, W) of an image of the model's ``img_size``."""
+        return tuple(backbone.patch_resolution)
+
+    @staticmethod
+    def count_global_tokens(backbone: nn.Module) -> int:
+        """Number of tokens in front of the patches."""
+        return backbone.num_extra_tokens
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+        """As ``torch.nn.functional.scaled_dot_product_attention``: (B, H, G + N, d) each."""
+        return self.attend_patches(query, key, value, dropout_p)
+
+
+class SegAttention(PatchAttention):
+    """The ``torch.nn.MultiheadAttention`` inside mmcv's ``MultiheadAttention``, whose parameters it takes over.
+
+    Args:
+        module: mmcv's module.
+        patches: knows the shape of the image.
+        **options: arguments of :class:`CoreAttention`.
+    """
+
+    #: What it replaces: this attribute of the module.
+    slot = "attn"
+
+    def __init__(self, module: nn.Module, patches: PatchGrid, **options: Any):
+        inner = module.attn
+        super().__init__(patches, inner.in_proj_weight, num_heads=inner.num_heads, head_dim=inner.head_dim, **options)
+        self.register_parameter("in_proj_weight", inner.in_proj_weight)
+        self.register_parameter("in_proj_bias", inner.in_proj_bias)
+        self.out_proj, self.dropout = inner.out_proj, inner.dropout
+
+    @staticmethod
+    def check(module: nn.Module, library: ModuleType, label: str) -> None:
+        """Refuse a module with further keys, or keys and values of other widths."""
+        inner = module.attn
+        require(inner.bias_k is None, f"{label}.attn.bias_k", "a parameter", "None, that is add_bias_kv=False")
+        require(not inner.add_zero_attn, f"{label}.attn.add_zero_attn", inner.add_zero_attn, "False")
+        widths = (inner.kdim, inner.vdim)
+        require(inner.in_proj_weight is not None, f"{label}.attn.kdim and vdim", widths, f"embed_dim={inner.embed_dim}")
+
+    @staticmethod
+    def default_grid(backbone: nn.Module) -> tuple[int, int]:
+        """Patches (H, W) of an image of the model's ``img_size``, which mmseg pads to whole ones."""
+        height, width = backbone.img_size
+        return -(-height // backbone.patch_size), -(-width // backbone.patch_size)
+
+    @staticmethod
+    def count_global_tokens(backbone: nn.Module) -> int:
+        """Number of tokens in front of the patches."""
+        return int(backbone.with_cls_token)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
+        """Self-attention as ``torch.nn.MultiheadAttention`` computes it.
+
+        Args:
+            query: the tokens, (G + N, B, C).
+            key, value: the same tokens; not read.
+            attn_mask, key_padding_mask: None.
+
+        Returns:
+            The output (G + N, B, C), and None for the weights of the attention.
+
+        Raises:
+            ValueError: there is a mask.
+        """
+        for name, mask in dict(attn_mask=attn_mask, key_padding_mask=key_padding_mask).items():
+            require(mask is None, name, "a mask", "None, as in the layers of a vision transformer")
+        qkv = F.linear(query.transpose(0, 1), self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        out = self.attend_patches(q, k, v, self.dropout if self.training else 0.0)
+        return self.out_proj(out.transpose(1, 2).flatten(2)).transpose(0, 1), None
+
+
+#: What replaces the attention of the ``VisionTransformer`` of a Python module. Each has that name, and the name
+#: ``MultiheadAttention`` for what its layers attend with.
+REPLACEMENTS = {
+    "mmpretrain.models.backbones.vision_transformer": PretrainAttention,
+    "mmseg.models.backbones.vit": SegAttention,
+}
+
+
+def _find_vision_transformer(model: nn.Module) -> tuple[ModuleType, str, nn.Module]:
+    """Where its class is from, its name in the model, and the one vision transformer that there is."""
+    require(isinstance(model, nn.Module), "model", type(model).__name__, "a torch.nn.Module")
+    # A library that is not loaded has made no part of the model.
+    libraries = [sys.modules[name] for name in REPLACEMENTS if name in sys.modules]
+    found = [
+        (library, name, module)
+        for name, module in model.named_modules()
+        for library in libraries
+        if isinstance(module, library.VisionTransformer)
+    ]
+    kind, names = type(model).__name__, [name for _, name, _ in found]
+    expected = "a VisionTransformer of mmpretrain or mmseg"
+    if any("relative_position_bias" in name for name, _ in model.named_parameters()):
+        expected += "; a relative position bias belongs to pairs of tokens and says nothing about summaries"
+    require(len(found) > 0, "model", kind, expected)
+    require(len(found) == 1, "model", kind, f"one VisionTransformer; convert its parts {names} one by one")
+    return found[0]
+
+
+def _layer_numbers(layers: int | Iterable[int] | None, count: int) -> list[int]:
+    """The chosen layers, counted from the front."""
+    chosen = range(count) if layers is None else layers if isinstance(layers, Iterable) else [layers]
+    chosen = list(chosen)
+    valid = all(isinstance(i, int) and not isinstance(i, bool) and -count <= i < count for i in chosen)
+    numbers = [i % count for i in chosen] if valid else []
+    expected = f"one or more different layers, {-count} to {count - 1}, or None for all"
+    require(bool(numbers) and len(set(numbers)) == len(numbers), "layers", layers, expected)
+    return numbers
