@@ -5,12 +5,14 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint benchmark clean
+.PHONY: help setup opencv demo demo-seg test lint wheel-check benchmark clean
 
 help:
 	@echo "make demo        train FMA2D on handwritten digits on the CPU (about 4 minutes)"
+	@echo "make demo-seg    train FMA2D with SegFormer's head on scenes of such digits on the CPU (about 4 minutes)"
 	@echo "make test        run the whole test suite"
 	@echo "make lint        check the style"
+	@echo "make wheel-check build the wheel, and use it in an empty environment (6 GB on disk while it runs)"
 	@echo "make benchmark   FMA, FMA-linear and full attention side by side on this machine"
 	@echo "make clean       remove the environment and what the demo wrote"
 
@@ -23,13 +25,19 @@ $(STAMP): constraints.txt setup.py pyproject.toml
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	@echo "==> 3/3 installing the pinned packages (about 3 GB the first time)"
 	@$(PY) -m pip install --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[mm,dev]'
-	@# mmcv asks for an OpenCV with windows, which a machine without a screen may lack the libraries for.
+	@$(MAKE) --no-print-directory opencv
+	@touch $@
+
+# mmcv asks for an OpenCV with windows, which a machine without a screen may lack the libraries for.
+opencv:
 	@$(PY) -c 'import cv2' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check --no-deps \
 		--force-reinstall -c constraints.txt opencv-python-headless
-	@touch $@
 
 demo: $(STAMP)
 	$(PY) tools/train.py configs/demo/fma2d_digits.py
+
+demo-seg: $(STAMP)
+	$(PY) tools/train.py configs/demo/fma2d_segformer_digits.py
 
 # Two processes of one thread each: more threads than cores wait for one another.
 test: $(STAMP)
@@ -37,6 +45,9 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
+
+wheel-check: $(STAMP)
+	.ci/check_wheel.sh $(PY)
 
 benchmark: $(STAMP)
 	$(PY) tools/benchmark_attention.py

@@ -1,15 +1,22 @@
 """Distribution of fma-mm: the operator library `fma_kernels` and the mmengine components `fma_mm`."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "kernels/fma_kernels/version.py").read_text()).group(1)
 
+#: What OpenMMLab's packages carry in `.mim`, where mmengine and mim look for it.
+MIM_FILES = ["configs", "tools", "model-index.yml"]
+
 EXTRAS = {
-    # The OpenMMLab side. scikit-learn carries the digits that the embedded demo trains on.
+    # The OpenMMLab side. scikit-learn carries the digits that the embedded demos train on; the tools draw with
+    # matplotlib, and prepare data with the last three.
     "mm": [
         "torchvision>=0.20",
         "onedl-mmengine>=0.10.12",
@@ -17,6 +24,10 @@ EXTRAS = {
         "onedl-mmpretrain>=1.3.6",
         "onedl-mmsegmentation>=1.4.2",
         "scikit-learn>=1.4",
+        "matplotlib>=3.8",
+        "filelock>=3.12",
+        "rich>=13",
+        "scipy>=1.11",
     ],
     # The language-model side.
     "lm": ["ve-fairseq>=0.12.3"],
@@ -32,16 +43,61 @@ EXTRAS = {
     ],
 }
 
+
+class BuildWithMim(build_py):
+    """Copies configs and tools into the package. An editable installation reads those of the checkout instead."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, "fma_mm", ".mim")
+        shutil.rmtree(target, ignore_errors=True)  # what an earlier build left
+        for name in MIM_FILES:
+            for path in [ROOT / name, *(ROOT / name).rglob("*")]:
+                if path.is_file() and "__pycache__" not in path.parts:
+                    copy = target / path.relative_to(ROOT)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, copy)
+
+
+class EggInfoForMim(egg_info):
+    """Names `fma_mm` first: in the first top-level module of a distribution, mmengine and mim look for `.mim`."""
+
+    def write_file(self, what, filename, data):
+        if what == "top-level names":
+            data = "".join(sorted(data.splitlines(keepends=True), reverse=True))
+        super().write_file(what, filename, data)
+
+
 setup(
     name="fma-mm",
     version=VERSION,
     description="Fast Multipole Attention for the OpenMMLab and fairseq ecosystems",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    project_urls={"Paper": "https://arxiv.org/abs/2310.11960"},
+    keywords=["attention", "fast multipole method", "transformer", "vision backbone", "OpenMMLab", "PyTorch"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     python_requires=">=3.10",
     package_dir={"fma_kernels": "kernels/fma_kernels"},
     packages=[*find_packages("kernels"), *find_packages(include=["fma_mm", "fma_mm.*"])],
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,
+    cmdclass={"build_py": BuildWithMim, "egg_info": EggInfoForMim},
+    zip_safe=False,
 )

@@ -17,19 +17,28 @@ except ImportError as error:
 
 from fma_kernels.version import __version__
 
-from .datasets import HandwrittenDigits
+from .conversion import convert_attention
+from .datasets import DigitScenes, HandwrittenDigits
 from .evaluation import ClassificationReport
-from .hooks import AtomicCheckpointHook, CPUThreadsHook, ExactResumeHook, RunSummaryHook
+from .hooks import AtomicCheckpointHook, ConvertAttentionHook, CPUThreadsHook, ExactResumeHook, RunSummaryHook
+from .model_zoo import announce
 from .models import FMA2D, FMA2DAttention
+from .optim import LayerDecayOptimWrapperConstructor
 
 __all__ = [
     "FMA2D",
     "AtomicCheckpointHook",
     "CPUThreadsHook",
     "ClassificationReport",
+    "ConvertAttentionHook",
+    "DigitScenes",
     "ExactResumeHook",
     "FMA2DAttention",
     "HandwrittenDigits",
+    "LayerDecayOptimWrapperConstructor",
     "RunSummaryHook",
     "__version__",
+    "convert_attention",
 ]
+
+announce()

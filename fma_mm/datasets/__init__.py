@@ -1,3 +1,4 @@
+from .digit_scenes import DigitScenes
 from .digits import HandwrittenDigits
 
-__all__ = ["HandwrittenDigits"]
+__all__ = ["DigitScenes", "HandwrittenDigits"]

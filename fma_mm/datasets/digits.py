@@ -12,6 +12,8 @@ from fma_kernels.checks import require
 
 #: One image in so many is held out for validation, and the seed of the draw.
 HELD_OUT, SEED = 5, 0
+#: Names of the splits.
+SPLITS = "train", "val"
 
 
 @DATASETS.register_module()
@@ -37,7 +39,7 @@ class HandwrittenDigits(BaseDataset):
     METAINFO: ClassVar[dict] = dict(classes=tuple("0123456789"))
 
     def __init__(self, split: str = "train", **kwargs):
-        require(split in ("train", "val"), "split", split, "'train' or 'val'")
+        require(split in SPLITS, "split", split, "'train' or 'val'")
         self.split = split
         super().__init__(**kwargs)
 
@@ -47,28 +49,43 @@ class HandwrittenDigits(BaseDataset):
         Returns:
             One dict per image with the keys above.
         """
-        images, labels = _load()
-        held_out = _held_out(labels)
-        chosen = np.flatnonzero(held_out if self.split == "val" else ~held_out)
+        _, images, labels = read_digits(self.split)
+        images = np.repeat(images[..., None], 3, axis=-1)
         shape = images.shape[1:3]
-        return [dict(img=images[i], img_shape=shape, ori_shape=shape, gt_label=int(labels[i])) for i in chosen.tolist()]
+        return [
+            dict(img=image, img_shape=shape, ori_shape=shape, gt_label=label)
+            for image, label in zip(images, labels.tolist(), strict=True)
+        ]
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Label of one image, for samplers and wrappers that balance the classes."""
         return [self.get_data_info(idx)["gt_label"]]
 
 
-def _load() -> tuple[np.ndarray, np.ndarray]:
-    """Images (1797, 8, 8, 3) uint8 and labels (1797,)."""
+def read_digits(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read the digits of one split.
+
+    Args:
+        split: ``"train"`` or ``"val"``.
+
+    Returns:
+        Their indices in scikit-learn's data (n,), ascending; their pictures (n, 8, 8) uint8, bright strokes on black;
+        and their labels (n,).
+
+    Raises:
+        ImportError: scikit-learn is missing.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            'HandwrittenDigits reads the digits of scikit-learn; install it with: pip install "fma-mm[mm]"'
+            'the handwritten digits are those of scikit-learn; install it with: pip install "fma-mm[mm]"'
         ) from error
     digits = load_digits()
-    gray = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # the ink is stored as 0 to 16
-    return np.repeat(gray[..., None], 3, axis=-1), digits.target
+    held_out = _held_out(digits.target)
+    chosen = np.flatnonzero(held_out if split == "val" else ~held_out)
+    images = np.rint(digits.images[chosen] * (255 / 16)).astype(np.uint8)  # the ink is stored as 0 to 16
+    return chosen, images, digits.target[chosen]
 
 
 def _held_out(labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,93 @@
+"""The wheel, built from the source distribution, holds everything and works without the checkout."""
+
+import email
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from wheel_builder import ROOT, build
+
+pytestmark = pytest.mark.slow
+
+
+def files(*folders: str) -> set[str]:
+    """The files of the checkout in these folders, without what Python caches."""
+    found = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
+    return {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def site(built, tmp_path_factory) -> Path:
+    """A folder with the contents of the wheel, as pip would unpack it."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(built[1]) as wheel:
+        wheel.extractall(folder)
+    return folder
+
+
+def test_source_distribution_is_complete(built):
+    with tarfile.open(built[0]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    top = {"LICENSE", "README.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "model-index.yml"}
+    build_files = {"setup.py", "pyproject.toml", "MANIFEST.in"}
+    assert top | build_files | files("kernels", "fma_mm", "configs", "tools", "tests", "docs", ".ci") <= names
+
+
+def test_wheel_holds_packages_and_mim_files_and_nothing_else(built):
+    with zipfile.ZipFile(built[1]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    kernels = {name.removeprefix("kernels/") for name in files("kernels/fma_kernels")}
+    mim = {f"fma_mm/.mim/{name}" for name in [*files("configs", "tools"), "model-index.yml"]}
+    assert names == kernels | files("fma_mm") | mim
+
+
+def test_metadata(site):
+    from fma_kernels import __version__
+
+    (info,) = site.glob("*.dist-info")
+    metadata = email.message_from_string((info / "METADATA").read_text())
+    assert (metadata["Name"], metadata["Version"]) == ("fma-mm", __version__)
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert (info / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    requirements = metadata.get_all("Requires-Dist")
+    assert [r for r in requirements if "extra ==" not in r] == ["torch>=2.6"], "the operators need PyTorch alone"
+    assert set(metadata.get_all("Provides-Extra")) >= {"mm", "lm", "dev"}
+    assert metadata.get_payload().strip() == (ROOT / "README.md").read_text().strip()
+
+
+def test_wheel_is_usable(site, tmp_path):
+    """mmpretrain finds the models, mmengine the configs, and the tools import what they need from packages alone."""
+    config = '_base_ = "fma_mm::imagenet/fma2d-tiny_8xb128_in1k.py"\nmodel = dict(head=dict(num_classes=7))'
+    (tmp_path / "mine.py").write_text(config)
+    mim = site / "fma_mm" / ".mim"
+    tools = sorted(str(path) for path in (mim / "tools").rglob("*.py"))
+    assert len(tools) >= 4
+    code = """
+import fma_mm, mmpretrain, runpy, sys
+from pathlib import Path
+from mmengine.config import Config
+from mmengine.hub import get_config
+print(mmpretrain.get_model("fma2d-tiny_8xb128_in1k")._config.filename)
+print(get_config("fma_mm::imagenet/fma2d-tiny_8xb128_in1k.py").filename)
+print(Config.fromfile("mine.py").model.head.num_classes)
+for tool in sys.argv[1:]:
+    sys.path[0] = str(Path(tool).parent)  # as if it were started
+    runpy.run_path(tool)
+"""
+    # On the contents of the wheel, not on the checkout.
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *tools]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shipped = str(mim / "configs/imagenet/fma2d-tiny_8xb128_in1k.py")
+    assert done.stdout.strip().splitlines()[-3:] == [shipped, shipped, "7"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine.py"], "importing writes nothing"
