@@ -24,7 +24,7 @@ def ink_of(source: int, side: int) -> np.ndarray:
     return map_coordinates(image, np.meshgrid(centers, centers, indexing="ij"), order=1, mode="nearest")
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.sampled_from(["train", "val"]), st.integers(0, 50), st.integers(0, 2**32 - 1), st.integers(40, 130))
 def test_masks_are_exact(split, index, seed, size):
     scene = DigitScenes(split=split, num_scenes=51, size=size, seed=seed)[index]
@@ -51,6 +51,7 @@ def test_digits_do_not_overlap_and_stand_out():
         assert bright[scene["gt_seg_map"] > 0].mean() > bright[scene["gt_seg_map"] == 0].mean() + 40
 
 
+@pytest.mark.slow
 def test_scenes_are_the_same_in_every_instance_and_process():
     scene = DigitScenes(split="val", num_scenes=9, seed=3)[7]
     for other in (
