@@ -30,9 +30,19 @@ def test_config_example_builds():
     assert [x.shape[1] for x in backbone(torch.zeros(1, 3, 64, 64))] == [96, 192, 384, 768]
 
 
+def test_conversion_example_runs():
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "convert_attention" in block]
+    names = {}
+    exec(code, names)
+    bases = {name.split("_basis")[0] for name, _ in names["model"].named_parameters() if "_basis" in name}
+    assert len(bases) == 2 * 8  # of keys and of values, in eight layers
+    with torch.no_grad():
+        assert names["model"].eval()(torch.rand(1, 3, 224, 224)).isfinite().all()
+
+
 def test_paths_and_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make (\w+)", README):
+    for target in re.findall(r"`?make ([\w-]+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     paths = re.findall(
         r"\]\(([^):]+)\)|src=\"([^\"]+)\"|((?:configs|tools)/[\w./-]+)|^\| `([\w/]+/)`", README, re.MULTILINE
