@@ -1,5 +1,6 @@
 """The command-line tools, and small data sets in the formats of the real ones, for the tests of configs and tools."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,13 @@ from tool_loader import load_tool
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("fma", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fma")
+
+
+@pytest.fixture(autouse=True)
+def own_default_scope() -> None:
+    """No test sees the default scope that a runner in another one has left: mmengine keeps it for the process."""
+    if registry := sys.modules.get("mmengine.registry"):  # the tests of the operators need no mmengine
+        registry.DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,8 @@ def refused(capsys: pytest.CaptureFixture) -> Callable[..., str]:
 
 
 STOPPER = """
-import os, shutil, sys
+import os, shutil, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background, which ignores it
 sys.path.insert(0, {path!r})
 from archives import Archive
 from ade20k import ADE20K
