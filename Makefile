@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help setup opencv demo demo-seg test lint wheel-check benchmark clean
 
 help:
-	@echo "make demo        train FMA2D on handwritten digits on the CPU (about 4 minutes)"
+	@echo "make demo        train FMA2D on handwritten digits on the CPU (about 2 minutes)"
 	@echo "make demo-seg    train FMA2D with SegFormer's head on scenes of such digits on the CPU (about 4 minutes)"
 	@echo "make test        run the whole test suite"
 	@echo "make lint        check the style"
