@@ -6,7 +6,7 @@ _base_ = "../mmseg_runtime.py"
 iterations = 800
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=3e-4, betas=(0.9, 0.999), weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=6e-4, betas=(0.9, 0.999), weight_decay=0.01),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         custom_keys={"_basis": dict(decay_mult=0.0), "relative_position_bias_table": dict(decay_mult=0.0)},
