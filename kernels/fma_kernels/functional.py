@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import reference
+from .backends.selection import BACKENDS, choose
 from .checks import require, require_like, require_mask, require_tokens
 from .hierarchy import Hierarchy
 from .ops import attend
-
-BACKENDS = ("auto", "torch", "reference")
 
 
 def fma_attention(
@@ -54,8 +53,11 @@ def fma_attention(
         num_global_tokens: number of global tokens G, 0 if ``hierarchy`` is causal: they read later tokens.
         dropout_p: probability to drop an attention weight, 0 <= p < 1. Applied whenever it is not 0, to the weights of
             and on global tokens too.
-        backend: ``"torch"`` (blockwise, any device, float16 and bfloat16 accumulate in float32), ``"reference"`` (the
-            dense definition, O(N^2)) or ``"auto"`` (the fastest that runs).
+        backend: ``"triton"`` (fused kernels: float32, float16 and bfloat16 on a CUDA GPU, head dimensions 16 to 128;
+            on a CPU under ``TRITON_INTERPRET=1``), ``"torch"`` (blockwise, any device), ``"reference"`` (the dense
+            definition, O(N^2)) or ``"auto"``: the fused kernels on a CUDA GPU, else ``"torch"``. Where the kernels
+            cannot run on a GPU, the logger ``fma_kernels`` says once why. All but the last accumulate float16 and
+            bfloat16 in float32.
 
     Returns:
         (B, H, G + N, d) in the dtype of ``query``; zeros for a query that reads nothing.
@@ -73,9 +75,10 @@ def fma_attention(
             query, None, key, value, key_summaries, value_summaries, hierarchy, scale, group_bias, key_padding_mask,
             num_global_tokens, dropout_p,
         )  # fmt: skip
+    backend = choose("fma_attention", backend, query)
     if hierarchy.num_levels == 0:
         return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
-    options = dict(mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p)
+    options = dict(mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p, backend=backend)
     tokens = (x[:, :, num_global_tokens:] for x in (query, key, value))
     result = attend(*tokens, hierarchy, far=(key_summaries, value_summaries), **options)
     return _with_global_tokens(result, query, key, value, scale, key_padding_mask, num_global_tokens, dropout_p)
@@ -125,10 +128,10 @@ def fma_linear_attention(
             query, query_summaries, key, value, key_summaries, value_summaries, hierarchy, scale, group_bias,
             key_padding_mask, num_global_tokens, dropout_p,
         )  # fmt: skip
+    backend = choose("fma_linear_attention", backend, query)
     if hierarchy.num_levels == 0:
         return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
-
-    options = dict(mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p)
+    options = dict(mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p, backend=backend)
     by_level = [x.split(hierarchy.level_sizes, 2) for x in (query_summaries, key_summaries, value_summaries)]
     carry = None
     for level in reversed(hierarchy.levels):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .backends.selection import BACKENDS
 from .checks import require
-from .functional import BACKENDS, fma_attention, fma_linear_attention
+from .functional import fma_attention, fma_linear_attention
 from .hierarchy import Hierarchy
 from .summaries import SummaryBasis, aggregate
 

@@ -178,11 +178,11 @@ def test_operators_keep_their_contract(masked):
         torch.randn(2, 2, hierarchy.level_sizes[0], requires_grad=True),
     ]
     mask = torch.rand(2, hierarchy.num_tokens) < 0.3 if masked else None
-    torch.library.opcheck(ops._attend, (*x, *far, None, None, mask, None, *h, 0, 0.5, True, 0.0))
-    torch.library.opcheck(ops._attend, (*x, None, None, *carry, mask, None, *h, 0, 0.5, True, 0.0))
-    torch.library.opcheck(ops._summary_counts, (mask, *h, torch.device("cpu")))
+    torch.library.opcheck(ops.attention._attend, (*x, *far, None, None, mask, None, *h, 0, 0.5, True, 0.0, "torch"))
+    torch.library.opcheck(ops.attention._attend, (*x, None, None, *carry, mask, None, *h, 0, 0.5, True, 0.0, "torch"))
+    torch.library.opcheck(ops.pooling._summary_counts, (mask, *h, torch.device("cpu")))
     grid, weight = torch.randn(2, 2, 5, 8, 3, requires_grad=True), torch.randn(2, 2, 4, 3, requires_grad=True)
-    torch.library.opcheck(ops._contract, (grid, weight, 1))
+    torch.library.opcheck(ops.pooling._contract, (grid, weight, 1))
 
 
 def test_forward_mode_differentiation_raises():

@@ -1,1 +1,1 @@
-"""Where the work is done: ``reference`` (dense definition) and ``torch`` (blockwise, any device)."""
+"""Where the work is done: ``reference`` (dense definition), ``torch`` (blockwise, any device), ``triton`` (fused)."""

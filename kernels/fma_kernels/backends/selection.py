@@ -1,0 +1,91 @@
+"""Which backend does the work, and why another cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..checks import require
+
+BACKENDS = ("auto", "triton", "torch", "reference")
+
+#: What the kernels were written for; earlier releases lack features that they use.
+MIN_TRITON = (3, 6)
+MIN_CAPABILITY = (8, 0)
+HEAD_DIMS = range(16, 129)
+
+_logger = logging.getLogger("fma_kernels")
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on tensors of the CPU (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def why_not_triton(x: Tensor, *reasons: str | None) -> str | None:
+    """The first reason why the fused kernels cannot work on ``x``, None where they can.
+
+    Args:
+        x: (B, H, n, d), one of the inputs; the others have its dtype and device.
+        reasons: what else stands against them, for operators with limits of their own.
+    """
+    general = _why_not_triton(x.device.type, x.device.index, x.dtype, x.shape[-1])
+    return next((reason for reason in (general, *reasons) if reason), None)
+
+
+@torch.compiler.assume_constant_result
+@lru_cache(maxsize=64)
+def _why_not_triton(device: str, index: int | None, dtype: torch.dtype, head_dim: int) -> str | None:
+    if not importlib.util.find_spec("triton"):
+        return "triton is not installed"
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < MIN_TRITON:
+        return f"triton is {triton.__version__}, older than {'.'.join(map(str, MIN_TRITON))}"
+    if device != "cuda" and not interpreted():
+        return f"the tensors are on {device}, not on a CUDA GPU (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
+    if device == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(index) < MIN_CAPABILITY:
+        return f"{torch.cuda.get_device_name(index)} is older than compute capability 8.0"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the dtype is {dtype}, not float32, float16 or bfloat16"
+    if interpreted() and dtype == torch.bfloat16:
+        return "Triton's interpreter has no bfloat16 products"
+    if head_dim not in HEAD_DIMS:
+        return f"the head dimension is {head_dim}, not {HEAD_DIMS.start} to {HEAD_DIMS.stop - 1}"
+    return None
+
+
+def choose(operation: str, backend: str, x: Tensor, *reasons: str | None) -> str:
+    """The backend that runs an operation: ``"triton"`` or ``"torch"``.
+
+    ``"auto"`` takes the fused kernels on a CUDA GPU where they can run, and says once per reason where they cannot.
+
+    Args:
+        operation: name of the function, for messages.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+        x: (B, H, n, d), one of the inputs.
+        reasons: see :func:`why_not_triton`.
+
+    Raises:
+        ValueError: ``backend`` is ``"triton"``, and the fused kernels cannot run.
+    """
+    if backend == "torch" or (backend == "auto" and x.device.type != "cuda"):
+        return "torch"
+    reason = why_not_triton(x, *reasons)
+    if reason is None:
+        return "triton"
+    require(backend == "auto", "backend", backend, f"another one for {operation}: {reason}")
+    _say_once(operation, reason)
+    return "torch"
+
+
+@torch.compiler.assume_constant_result
+@lru_cache(maxsize=256)
+def _say_once(operation: str, reason: str) -> None:
+    _logger.warning("%s runs without the fused kernels: %s", operation, reason)

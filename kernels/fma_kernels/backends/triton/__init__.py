@@ -1,0 +1,1 @@
+"""Fused kernels in Triton. Nothing here is imported before :mod:`..selection` has found that they can run."""

@@ -1,0 +1,222 @@
+"""Fused attention: what the kernels of :mod:`.attention_kernels` are launched with.
+
+The two functions take and give what those of :mod:`..torch_attention` do. Device memory beyond inputs, outputs and
+gradients: 8 bytes per query in the backward pass (log-sum-exp and delta), a few numbers per summary, and the partial
+gradients of far summaries, of as many sequences at a time as :data:`PARTIAL_BYTES` hold.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ...layout import token_counts
+from ..torch_attention import Options
+from ..torch_geometry import Geometry
+from . import attention_kernels as kernels
+from .schedule import Schedule, carry_rows, far_key_schedule, key_schedule, query_schedule
+from .tuning import Tiling, padded, tiling
+
+#: Most bytes of partial gradients at a time (at least those of one sequence).
+PARTIAL_BYTES = 2**27
+
+#: Queries whose part in the gradient of a far summary one item computes, at least.
+_CHUNK_TOKENS = 1024
+
+#: Rows that a program of the small kernels (sums of partial results, gradient of the carry) makes.
+_WIDTH = 16
+
+
+def forward(
+    geometry: Geometry, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options
+) -> tuple[Tensor, Tensor]:
+    """Attention of every query over what its cell reads; see :func:`fma_kernels.ops.attend`."""
+    out = query.new_empty(query.shape, dtype=torch.float32 if geometry.level else query.dtype)
+    lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
+    if not out.numel():
+        return out, lse
+    call = _Call(geometry, query, keys, values, options)
+    config = call.tiling("forward")
+    schedule = query_schedule(geometry, config.own, query.device)
+    carry = carry_lse = carry_of_query = call.dummy
+    if options.carry is not None:
+        carry, carry_lse = _floats(options.carry), _floats(options.carry_lse)
+        carry_of_query = carry_rows(geometry, query.device)[0]
+    kernels.attend_forward[(schedule.items * call.sequences,)](
+        *call.inputs(), call.bias, carry, carry_lse, carry_of_query, call.seed, out, lse, *_tables(schedule),
+        call.scale, options.dropout_p, schedule.items, call.heads, call.queries, call.keys, carry.shape[-2],
+        call.bias_stride, *call.input_strides(),
+        HAS_FAR=geometry.far, HAS_CARRY=options.carry is not None, **call.constants(schedule, config),
+    )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    geometry: Geometry,
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    options: Options,
+) -> list[Tensor]:
+    """Gradients of :func:`forward`: query, key and value of each source, then carry and its log-sum-exp if any."""
+    sources = [x for pair in zip(keys, values, strict=True) for x in pair]
+    carry = [] if options.carry is None else [options.carry, options.carry_lse]
+    grads = [x.new_empty(x.shape) for x in (query, *sources, *carry)]
+    if not query.numel():
+        return [grad.zero_() for grad in grads]
+    call = _Call(geometry, query, keys, values, options)
+    grad_out, grad_lse = _rows(grad_out), grad_lse.contiguous()
+    delta = torch.empty_like(lse)
+    call.grad_queries(grad_out, grad_lse, out.contiguous(), lse, grads[0], delta)
+    given = (lse, delta, grad_out)
+    call.grad_keys(*given, *grads[1:3])
+    if geometry.far:
+        call.grad_far_keys(*given, *grads[3:5])
+    if carry:
+        call.grad_carry(*given, *grads[-2:])
+    return grads
+
+
+class _Call:
+    """The inputs of one call as the kernels take them."""
+
+    def __init__(self, geometry: Geometry, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options):
+        self.geometry, self.options, self.scale = geometry, options, options.scale
+        self.query, self.device = _rows(query), query.device
+        self.sources = [(_rows(k), _rows(v)) for k, v in zip(keys, values, strict=True)]
+        self.batch, self.heads, self.queries, self.dim = query.shape
+        self.sequences, self.keys = self.batch * self.heads, keys[0].shape[2]
+        self.bias = _bias(geometry, options.mask, options.group_bias, query.device)
+        self.bias_stride = self.bias.shape[1] if len(self.bias) > 1 else 0
+        self.dummy = self.bias  # for arguments that a kernel does not read
+        self.seed = self.dummy if options.seed is None else options.seed
+        self.precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+    def tiling(self, kernel: str) -> Tiling:
+        return tiling(kernel, self.query.dtype, self.dim)
+
+    def inputs(self) -> list[Tensor]:
+        """Query, near and far keys and values."""
+        return [self.query, *(x for source in (self.sources[0], self.sources[-1]) for x in source)]
+
+    def input_strides(self) -> list[int]:
+        return [stride for x in self.inputs() for stride in x.stride()[:3]]
+
+    def constants(self, schedule: Schedule, config: Tiling) -> dict:
+        """What kernels are compiled for."""
+        return dict(
+            SLOTS=schedule.slots, GROUP=schedule.group, DIM=self.dim, BLOCK_OWN=padded(schedule.slots),
+            BLOCK=config.block, BLOCK_DIM=padded(self.dim), HAS_BITS=schedule.bits is not None,
+            HAS_DROPOUT=self.options.dropout_p > 0, CAUSAL=self.geometry.diagonal, PRECISION=self.precision,
+            num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
+
+    def grad_queries(
+        self, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, grad_query: Tensor, delta: Tensor
+    ) -> None:
+        config = self.tiling("queries")
+        schedule = query_schedule(self.geometry, config.own, self.device)
+        kernels.attend_backward_queries[(schedule.items * self.sequences,)](
+            *self.inputs(), self.bias, self.seed, out, lse, grad_out, grad_lse, grad_query, delta, *_tables(schedule),
+            self.scale, self.options.dropout_p, schedule.items, self.heads, self.queries, self.keys, self.bias_stride,
+            *self.input_strides(), *grad_out.stride()[:3],
+            HAS_FAR=self.geometry.far, **self.constants(schedule, config),
+        )  # fmt: skip
+
+    def grad_keys(self, lse: Tensor, delta: Tensor, grad_out: Tensor, grad_key: Tensor, grad_value: Tensor) -> None:
+        config = self.tiling("keys")
+        schedule = key_schedule(self.geometry, config.own, self.device)
+        self._grad_keys(
+            self.sources[0], self.bias, schedule, config, (lse, delta, grad_out), (grad_key, grad_value),
+            schedule.items * self.sequences, partial=False,
+        )  # fmt: skip
+
+    def grad_far_keys(self, lse: Tensor, delta: Tensor, grad_out: Tensor, grad_key: Tensor, grad_value: Tensor) -> None:
+        """Partial results by chunk of queries, then their sums: no atomics, so that every run gives the same bits."""
+        config = self.tiling("far_keys")
+        schedule, reduction = far_key_schedule(self.geometry, config.own, _CHUNK_TOKENS, _WIDTH, self.device)
+        partials, rows = schedule.items * schedule.slots, grad_key.shape[2]
+        at_once = min(self.sequences, max(1, PARTIAL_BYTES // (2 * 4 * partials * self.dim)))
+        partial = grad_key.new_empty(2, at_once, partials, self.dim, dtype=torch.float32)
+        slices = len(reduction.first) - 1
+        bias = self.bias[:, self.keys :]
+        for first in range(0, self.sequences, at_once):
+            count = min(at_once, self.sequences - first)
+            self._grad_keys(
+                self.sources[1], bias, schedule, config, (lse, delta, grad_out), partial, schedule.items * count,
+                partial=True, partials=partials, first_sequence=first,
+            )  # fmt: skip
+            kernels.sum_partials[(slices * count,)](
+                *partial, grad_key, grad_value, reduction.first, reduction.entries, slices, rows, partials, first,
+                DIM=self.dim, WIDTH=_WIDTH, BLOCK_DIM=padded(self.dim), num_warps=2,
+            )  # fmt: skip
+
+    def _grad_keys(
+        self, source, bias, schedule, config, given, grads, programs, *, partial, partials=0, first_sequence=0
+    ) -> None:
+        (key, value), (lse, delta, grad_out) = source, given
+        kernels.attend_backward_keys[(programs,)](
+            self.query, key, value, bias, self.seed, lse, delta, grad_out, *grads, *_tables(schedule),
+            self.scale, self.options.dropout_p, schedule.items, self.heads, self.queries, self.keys, self.bias_stride,
+            partials, first_sequence,
+            *(stride for x in (self.query, key, value, grad_out) for stride in x.stride()[:3]),
+            PARTIAL=partial, **self.constants(schedule, config) | dict(CAUSAL=self.geometry.diagonal and not partial),
+        )  # fmt: skip
+
+    def grad_carry(self, lse: Tensor, delta: Tensor, grad_out: Tensor, grad_carry: Tensor, grad_lse: Tensor) -> None:
+        carry, carry_lse = _floats(self.options.carry), _floats(self.options.carry_lse)
+        members = carry_rows(self.geometry, self.device)[1]
+        carries, most = members.shape
+        blocks = -(-carries // _WIDTH)
+        kernels.attend_backward_carry[(blocks * self.sequences,)](
+            carry, carry_lse, lse, delta, grad_out, grad_carry, grad_lse, members,
+            blocks, self.heads, self.queries, carries, most, *grad_out.stride()[:3],
+            DIM=self.dim, WIDTH=_WIDTH, BLOCK_DIM=padded(self.dim), num_warps=2,
+        )  # fmt: skip
+
+
+def _tables(schedule: Schedule) -> tuple[Tensor, ...]:
+    bits = schedule.partners if schedule.bits is None else schedule.bits
+    return schedule.rows, schedule.first, schedule.partners, bits
+
+
+def _rows(x: Tensor) -> Tensor:
+    """With channels next to each other, as the kernels read them; any other stride is theirs to follow."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _floats(x: Tensor) -> Tensor:
+    return x.to(torch.float32).contiguous()
+
+
+def _bias(geometry: Geometry, mask: Tensor | None, group_bias: bool, device: torch.device) -> Tensor:
+    """Added to the logits, in units of log 2, by key: (B or 1, keys and then far summaries) float32.
+
+    0 or log2(count); -inf for what does not exist.
+    """
+    return _full_bias(geometry, group_bias, device) if mask is None else _make_bias(geometry, mask, group_bias)
+
+
+@lru_cache(maxsize=64)
+def _full_bias(geometry: Geometry, group_bias: bool, device: torch.device) -> Tensor:
+    mask = torch.zeros(1, geometry.hierarchy.num_tokens, dtype=torch.bool, device=device)
+    return _make_bias(geometry, mask, group_bias)
+
+
+def _make_bias(geometry: Geometry, mask: Tensor, group_bias: bool) -> Tensor:
+    hierarchy, level = geometry.hierarchy, geometry.level
+    counts = []
+    if level == 0:
+        counts.append((~mask).float())
+    if level or geometry.far:
+        far = token_counts(hierarchy, mask.device, mask)
+        counts.append(far.split(hierarchy.level_sizes, 1)[level - 1] if level else far)
+    counts = torch.cat(counts, 1)
+    return counts.log2() if group_bias else torch.where(counts > 0, 0.0, -math.inf)

@@ -1,0 +1,284 @@
+"""Who is paired with whom, as index tables: all that the fused kernels know of the geometry.
+
+A kernel works on *items*. An item owns a tile of rows (queries, or keys whose gradients it makes) and walks through a
+list of partners (the keys that they read, or the queries that read them). Rows are numbers of tokens or summaries in
+the layout of the caller, so nothing is brought into another order, whatever the number of axes. Where an item owns the
+rows of several cells, one bit per cell says for every partner which of them it is paired with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ...hierarchy import EMPTY
+from ...layout import summaries_to_cells, to_cells, token_counts, tokens_to_cells
+from ..torch_geometry import Geometry, sub_block_of_query
+
+#: Cells that one item may own: the bits of an int32.
+_MAX_GROUPS = 32
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Items of one kernel; int32 tables on the device of the tensors.
+
+    Attributes:
+        rows: (items, slots) rows that an item owns, -1 = none.
+        first: (items + 1,) where each item's partners begin.
+        partners: (entries,) rows of the other side.
+        bits: (entries,) bit g is set where the partner is paired with the g-th group of the item's rows; None where
+            each item owns one group, with which all its partners are paired.
+        group: slots per group.
+    """
+
+    rows: Tensor
+    first: Tensor
+    partners: Tensor
+    bits: Tensor | None
+    group: int
+
+    @property
+    def items(self) -> int:
+        """Number of items."""
+        return len(self.rows)
+
+    @property
+    def slots(self) -> int:
+        """Rows that an item owns, at most."""
+        return self.rows.shape[1]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Which partial results make each row, in a fixed order: a sliced ELLPACK matrix of ones, ``width`` rows a slice.
+
+    Attributes:
+        first: (slices + 1,) where the steps of each slice begin.
+        entries: (steps, width) number of a partial result for each row of the slice, -1 = none.
+    """
+
+    first: Tensor
+    entries: Tensor
+
+
+@lru_cache(maxsize=64)
+def query_schedule(geometry: Geometry, tile: int, device: torch.device) -> Schedule:
+    """Queries own; their partners are all keys that they read: near rows, then n + row for the far summaries."""
+    owner, partner = _pairs(geometry)
+    partner_rows = [_key_rows(geometry)]
+    if geometry.far:
+        far_owner, far_partner = _far_pairs(geometry)
+        owner, partner = torch.cat([owner, far_owner]), torch.cat([partner, far_partner + len(partner_rows[0])])
+        far_rows = _summary_rows(geometry)
+        partner_rows.append(torch.where(far_rows == EMPTY, EMPTY, far_rows + geometry.hierarchy.num_tokens))
+    return _schedule(owner, partner, _query_rows(geometry), partner_rows, _query_order(geometry), tile, device)
+
+
+@lru_cache(maxsize=64)
+def key_schedule(geometry: Geometry, tile: int, device: torch.device) -> Schedule:
+    """Keys (of :func:`query_schedule`, without the far ones) own; their partners are the queries that read them."""
+    query, key = _pairs(geometry)
+    rows = _query_rows(geometry)  # keys lie as the queries do
+    return _schedule(key, query, rows, [rows], _query_order(geometry), tile, device)
+
+
+@lru_cache(maxsize=64)
+def far_key_schedule(
+    geometry: Geometry, tile: int, chunk_tokens: int, width: int, device: torch.device
+) -> tuple[Schedule, Reduction]:
+    """Far summaries own, once per chunk of queries: coarse ones have too many readers for a single item.
+
+    The partial results of all (item, slot) are numbered in order; the reduction names those that make a summary.
+    """
+    query, summary = _far_pairs(geometry)
+    query_rows, summary_rows = _query_rows(geometry), _summary_rows(geometry, also_empty=True)
+    cells_per_chunk = max(1, chunk_tokens // query_rows.shape[1])
+    chunk = _inverse(_query_order(geometry)) // cells_per_chunk
+    order = torch.arange(len(summary_rows))
+    schedule = _schedule(summary, query, summary_rows, [query_rows], order, tile, device, chunk)
+    return schedule, _reduction(schedule, geometry.hierarchy.num_summaries, width)
+
+
+@lru_cache(maxsize=64)
+def carry_rows(geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which carried result each query takes, and which queries take each: (n,) and (G, most), int32, -1 = none."""
+    hierarchy, level = geometry.hierarchy, max(1, geometry.level)
+    if geometry.level:
+        rows = torch.arange(hierarchy.level_sizes[level - 1], dtype=torch.int32, device=device)
+        return rows, rows[:, None]
+    summaries = hierarchy.summaries(level)
+    number = torch.arange(math.prod(summaries))
+    cells = to_cells(number.view(1, 1, *summaries, 1), hierarchy.cells(level), hierarchy.rank)[0, 0, :, :, 0]
+    of_slot = cells[:, sub_block_of_query(geometry)]  # (cells, tokens of a cell)
+    query_rows = _query_rows(geometry)
+    exists = query_rows != EMPTY
+    taken = torch.empty(hierarchy.num_tokens, dtype=torch.int64)
+    taken[query_rows[exists]] = of_slot[exists]
+    members = _lists(taken, torch.arange(len(taken)), len(number))
+    return taken.to(device, torch.int32), members.to(device, torch.int32)
+
+
+# ---------------------------------------------------------------------- rows and pairs of cells
+
+
+def _query_rows(geometry: Geometry) -> Tensor:
+    """Rows of the queries of each query cell: (cells, T), -1 beyond the grid."""
+    hierarchy, level = geometry.hierarchy, geometry.level
+    if level == 0:
+        number = torch.arange(1, hierarchy.num_tokens + 1)[None, None, :, None]  # 0 is what lies beyond the grid
+        return tokens_to_cells(number, hierarchy)[0, 0, :, :, 0] - 1
+    shape = hierarchy.summaries(level)
+    number = torch.arange(math.prod(shape)).view(1, 1, *shape, 1)
+    return to_cells(number, hierarchy.cells(level), hierarchy.rank)[0, 0, :, :, 0]
+
+
+def _key_rows(geometry: Geometry) -> Tensor:
+    """As the queries, without summaries that stand for no token."""
+    rows, hierarchy, level = _query_rows(geometry), geometry.hierarchy, geometry.level
+    if level:
+        counts = token_counts(hierarchy, torch.device("cpu"))[0].split(hierarchy.level_sizes)[level - 1]
+        rows = torch.where(counts[rows] > 0, rows, EMPTY)
+    return rows
+
+
+def _summary_rows(geometry: Geometry, also_empty: bool = False) -> Tensor:
+    """Rows of the summaries of each summary cell of all levels: (summary cells, rank**D)."""
+    hierarchy = geometry.hierarchy
+    number = torch.arange(hierarchy.num_summaries)[None, None, :, None]
+    rows = summaries_to_cells(number, hierarchy)[0, 0, :, :, 0]
+    counts = token_counts(hierarchy, torch.device("cpu"))[0]
+    return rows if also_empty else torch.where(counts[rows] > 0, rows, EMPTY)
+
+
+def _pairs(geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """(query cell, key cell) of all pairs that read each other's rows one by one."""
+    hierarchy, level = geometry.hierarchy, geometry.level
+    return _entries(hierarchy.interaction_table(level) if level else hierarchy.tables().near)
+
+
+def _far_pairs(geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """(query cell, summary cell) of all pairs at level 0."""
+    return _entries(geometry.hierarchy.tables().far)
+
+
+def _entries(table: Tensor) -> tuple[Tensor, Tensor]:
+    row, column = (table != EMPTY).nonzero(as_tuple=True)
+    return row, table[row, column]
+
+
+def _query_order(geometry: Geometry) -> Tensor:
+    """Query cells along a Morton curve, so that cells of one item lie together and read much the same."""
+    shape = geometry.hierarchy.cells(max(1, geometry.level))
+    code = torch.zeros(shape, dtype=torch.int64)
+    for axis, n in enumerate(shape):
+        index = torch.arange(n).view(-1, *[1] * (len(shape) - 1 - axis))
+        for bit in range(n.bit_length()):
+            code += (index >> bit & 1) << (bit * len(shape) + axis)
+    return code.flatten().argsort()
+
+
+def _inverse(permutation: Tensor) -> Tensor:
+    inverse = torch.empty_like(permutation)
+    inverse[permutation] = torch.arange(len(permutation))
+    return inverse
+
+
+def _widen(rows: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(rows, [0, width - rows.shape[1]], value=EMPTY)
+
+
+# ---------------------------------------------------------------------- building
+
+
+def _schedule(
+    owner: Tensor,
+    partner: Tensor,
+    owner_rows: Tensor,
+    partner_rows: list[Tensor],
+    order: Tensor,
+    tile: int,
+    device: torch.device,
+    chunk: Tensor | None = None,
+) -> Schedule:
+    """Items of at most ``tile`` rows.
+
+    Args:
+        owner, partner: (pairs,) cells that are paired.
+        owner_rows: (cells, T) rows of each cell, -1 = none.
+        partner_rows: the same, a table after the other.
+        order: owner cells in the order in which items take them.
+        tile: rows of an item.
+        device: where the tables shall lie.
+        chunk: chunk of each partner cell; an owner then has an item per chunk that it has partners in. Without, every
+            owner is in one item, with partners or without.
+    """
+    parts = -(-owner_rows.shape[1] // tile)
+    if parts > 1:  # a large cell: each part of it has all the partners
+        owner_rows = _widen(owner_rows, parts * -(-owner_rows.shape[1] // parts)).reshape(len(owner_rows) * parts, -1)
+        part = torch.arange(parts)
+        owner, partner = (owner[:, None] * parts + part).flatten(), partner.repeat_interleave(parts)
+        order = (order[:, None] * parts + part).flatten()
+    group = owner_rows.shape[1]
+    groups = min(_MAX_GROUPS, tile // group)
+    place = _inverse(order)[owner]
+    if chunk is None:
+        item, slot, number_of_items = place // groups, place % groups, -(-len(order) // groups)
+        owned_item, owned_slot, owned = torch.arange(len(order)) // groups, torch.arange(len(order)) % groups, order
+    else:
+        owned_key, owned_of_pair = torch.unique(chunk[partner] * len(order) + place, return_inverse=True)
+        owned_chunk, owned = owned_key // len(order), order[owned_key % len(order)]
+        per_chunk = torch.bincount(owned_chunk, minlength=int(chunk.max()) + 1)
+        position = torch.arange(len(owned)) - (per_chunk.cumsum(0) - per_chunk)[owned_chunk]
+        items_per_chunk = -(-per_chunk // groups)
+        owned_item = (items_per_chunk.cumsum(0) - items_per_chunk)[owned_chunk] + position // groups
+        owned_slot, number_of_items = position % groups, int(items_per_chunk.sum())
+        item, slot = owned_item[owned_of_pair], owned_slot[owned_of_pair]
+
+    rows = torch.full((number_of_items, groups, group), EMPTY)
+    rows[owned_item, owned_slot] = owner_rows[owned]
+
+    # The partner cells of each item, each once, with the bits of those that it is paired with.
+    exists = [rows != EMPTY for rows in partner_rows]
+    flat_rows = torch.cat([rows[mask] for rows, mask in zip(partner_rows, exists, strict=True)])
+    size = torch.cat([mask.sum(1) for mask in exists])
+    entry, inverse = torch.unique(item * len(size) + partner, return_inverse=True)
+    bits = torch.zeros(len(entry), dtype=torch.int64).index_add_(0, inverse, torch.ones_like(slot) << slot)
+    entry_item, entry_cell = entry // len(size), entry % len(size)
+    # Then the rows of each.
+    length = size[entry_cell]
+    begin = (size.cumsum(0) - size)[entry_cell]
+    offset = begin - (length.cumsum(0) - length)
+    partners = flat_rows[torch.arange(int(length.sum())) + offset.repeat_interleave(length)]
+    per_item = torch.zeros(number_of_items, dtype=torch.int64).index_add_(0, entry_item, length)
+    first = torch.nn.functional.pad(per_item.cumsum(0), [1, 0])
+    bits = bits.repeat_interleave(length) if groups > 1 else None
+    rows, first, partners, bits = (
+        None if x is None else x.to(torch.int32).to(device) for x in (rows.flatten(1), first, partners, bits)
+    )
+    return Schedule(rows, first, partners, bits, group)
+
+
+def _reduction(schedule: Schedule, num_rows: int, width: int) -> Reduction:
+    rows = schedule.rows.flatten().cpu().long()
+    partial = (rows != EMPTY).nonzero()[:, 0]
+    lists = _lists(rows[partial], partial, -(-num_rows // width) * width)  # (rows, most)
+    lists = lists.view(-1, width, lists.shape[1]).transpose(1, 2)  # (slices, most, width)
+    used = (lists != EMPTY).any(2)
+    first = torch.nn.functional.pad(used.sum(1).cumsum(0), [1, 0])
+    device = schedule.rows.device
+    return Reduction(first.to(device, torch.int32), lists[used].to(device, torch.int32).contiguous())
+
+
+def _lists(key: Tensor, value: Tensor, num_keys: int) -> Tensor:
+    """The values of each key in order: (keys, most), -1 = none."""
+    order = key.argsort(stable=True)
+    count = torch.bincount(key, minlength=num_keys)
+    position = torch.arange(len(key)) - (count.cumsum(0) - count)[key[order]]
+    lists = torch.full((num_keys, max(1, int(count.max()) if len(key) else 0)), EMPTY)
+    lists[key[order], position] = value[order]
+    return lists

@@ -1,0 +1,69 @@
+"""What the attention kernels have in common: loading tiles of rows, logits, dropout."""
+
+import triton
+import triton.language as tl
+
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def locate(items, heads):
+    """(item, batch, head) of this program: the items of one head follow each other, so that they share its rows."""
+    program = tl.program_id(0)
+    sequence = program // items
+    return program % items, (sequence // heads).to(tl.int64), (sequence % heads).to(tl.int64)
+
+
+@triton.jit
+def load_rows(pointer, rows, stride, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Rows of a (rows, d) matrix: (len(rows), BLOCK_DIM); zeros for row -1 and beyond d."""
+    channel = tl.arange(0, BLOCK_DIM)
+    mask = (rows >= 0)[:, None]
+    if DIM < BLOCK_DIM:
+        mask = mask & (channel < DIM)[None, :]
+    return tl.load(pointer + rows.to(tl.int64)[:, None] * stride + channel[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(pointer, rows, stride, tile, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Inverse of :func:`load_rows`, in the dtype of the pointer."""
+    channel = tl.arange(0, BLOCK_DIM)
+    mask = (rows >= 0)[:, None]
+    if DIM < BLOCK_DIM:
+        mask = mask & (channel < DIM)[None, :]
+    address = pointer + rows.to(tl.int64)[:, None] * stride + channel[None, :]
+    tl.store(address, tile.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_two(near, far, rows, near_rows, near_stride, far_stride, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Rows of two matrices in one tile: number ``near_rows`` + i is row i of the far one."""
+    channel = tl.arange(0, BLOCK_DIM)
+    mask = (rows >= 0)[:, None]
+    if DIM < BLOCK_DIM:
+        mask = mask & (channel < DIM)[None, :]
+    is_far = rows >= near_rows
+    row = tl.where(is_far, rows - near_rows, rows).to(tl.int64)
+    base = tl.where(is_far[:, None], far + row[:, None] * far_stride, near + row[:, None] * near_stride)
+    return tl.load(base + channel[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def paired(bits, group):
+    """Whether the bit of each owner's group is set for each partner: (owners, partners)."""
+    return ((bits[None, :] >> group[:, None]) & 1) != 0
+
+
+@triton.jit
+def dropout_factor(SEED, batch, head, heads, query_rows, key_rows, probability):
+    """0 or 1 / (1 - p) for (owners, partners), whichever of both the queries are.
+
+    A function of the seed and of the pair alone (Philox), so that both passes see the same, in whatever order.
+    """
+    seed = tl.load(SEED)
+    zero = query_rows * 0 + key_rows * 0
+    sequence = (batch * heads + head).to(tl.int32)
+    bits, _, _, _ = tl.philox(seed, zero + key_rows, zero + query_rows, zero + sequence, zero)
+    keep = tl.uint_to_uniform_float(bits) >= probability
+    return tl.where(keep, 1.0 / (1.0 - probability), 0.0)

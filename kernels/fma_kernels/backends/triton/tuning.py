@@ -1,0 +1,56 @@
+"""Tile sizes of the attention kernels: a static table. Its key never holds the number of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How one kernel works.
+
+    Attributes:
+        own: rows that an item owns, at most; a power of two, at least 16.
+        block: partners that it takes at a time; a power of two, at least 16.
+        warps: warps per program.
+        stages: loads in flight, in tiles of partners.
+    """
+
+    own: int
+    block: int
+    warps: int
+    stages: int
+
+
+#: Kernels: forward, gradient of the queries, of the keys read one by one, of the far summaries.
+KERNELS = ("forward", "queries", "keys", "far_keys")
+
+_TABLE = {
+    # bytes per number, head dimension rounded up to a power of two: tilings in the order of KERNELS
+    (2, 16): (Tiling(64, 64, 4, 3), Tiling(64, 64, 4, 2), Tiling(64, 64, 4, 2), Tiling(64, 64, 4, 2)),
+    (2, 32): (Tiling(64, 64, 4, 3), Tiling(64, 64, 4, 2), Tiling(64, 64, 4, 2), Tiling(64, 64, 4, 2)),
+    (2, 64): (Tiling(64, 64, 4, 3), Tiling(64, 64, 4, 2), Tiling(64, 64, 4, 2), Tiling(64, 64, 4, 2)),
+    (2, 128): (Tiling(64, 64, 4, 2), Tiling(64, 32, 4, 2), Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2)),
+    (4, 16): (Tiling(64, 32, 4, 2), Tiling(64, 32, 4, 2), Tiling(64, 32, 4, 2), Tiling(64, 32, 4, 2)),
+    (4, 32): (Tiling(64, 32, 4, 2), Tiling(64, 32, 4, 2), Tiling(64, 32, 4, 2), Tiling(64, 32, 4, 2)),
+    (4, 64): (Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2)),
+    (4, 128): (Tiling(32, 32, 8, 1), Tiling(32, 32, 8, 1), Tiling(32, 32, 8, 1), Tiling(32, 32, 8, 1)),
+}
+
+
+def tiling(kernel: str, dtype: torch.dtype, head_dim: int) -> Tiling:
+    """The tiling of one of :data:`KERNELS`.
+
+    Args:
+        kernel: which one.
+        dtype: of queries, keys and values.
+        head_dim: channels per head d, 16 to 128.
+    """
+    return _TABLE[dtype.itemsize, padded(head_dim)][KERNELS.index(kernel)]
+
+
+def padded(number: int) -> int:
+    """The next power of two, at least 16: what a matrix product in a kernel needs."""
+    return max(16, 1 << (number - 1).bit_length())

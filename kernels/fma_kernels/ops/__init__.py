@@ -1,0 +1,10 @@
+"""PyTorch operators of the library: schema, shapes for tracing, gradients. The work itself is in ``backends``.
+
+As ``torch.library`` operators they are single nodes for ``torch.compile`` and ``torch.export``, whatever the number of
+chunks or kernels that a backend works in.
+"""
+
+from .attention import attend
+from .pooling import contract, summary_counts
+
+__all__ = ["attend", "contract", "summary_counts"]
