@@ -19,6 +19,7 @@ MIN_TRITON = (3, 6)
 MIN_CAPABILITY = (8, 0)
 HEAD_DIMS = range(16, 129)
 
+_said: set[tuple[str, str]] = set()
 _logger = logging.getLogger("fma_kernels")
 
 
@@ -39,8 +40,14 @@ def why_not_triton(x: Tensor, *reasons: str | None) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=64)
 def _why_not_triton(device: str, index: int | None, dtype: torch.dtype, head_dim: int) -> str | None:
+    return _cached_why_not_triton(device, index, dtype, head_dim, interpreted())
+
+
+@lru_cache(maxsize=64)
+def _cached_why_not_triton(
+    device: str, index: int | None, dtype: torch.dtype, head_dim: int, interpreted: bool
+) -> str | None:
     if not importlib.util.find_spec("triton"):
         return "triton is not installed"
     import triton
@@ -48,13 +55,13 @@ def _why_not_triton(device: str, index: int | None, dtype: torch.dtype, head_dim
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < MIN_TRITON:
         return f"triton is {triton.__version__}, older than {'.'.join(map(str, MIN_TRITON))}"
-    if device != "cuda" and not interpreted():
+    if device != "cuda" and not interpreted:
         return f"the tensors are on {device}, not on a CUDA GPU (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
     if device == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(index) < MIN_CAPABILITY:
         return f"{torch.cuda.get_device_name(index)} is older than compute capability 8.0"
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the dtype is {dtype}, not float32, float16 or bfloat16"
-    if interpreted() and dtype == torch.bfloat16:
+    if interpreted and dtype == torch.bfloat16:
         return "Triton's interpreter has no bfloat16 products"
     if head_dim not in HEAD_DIMS:
         return f"the head dimension is {head_dim}, not {HEAD_DIMS.start} to {HEAD_DIMS.stop - 1}"
@@ -86,6 +93,7 @@ def choose(operation: str, backend: str, x: Tensor, *reasons: str | None) -> str
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=256)
 def _say_once(operation: str, reason: str) -> None:
-    _logger.warning("%s runs without the fused kernels: %s", operation, reason)
+    if (operation, reason) not in _said:
+        _said.add((operation, reason))
+        _logger.warning("%s runs without the fused kernels: %s", operation, reason)

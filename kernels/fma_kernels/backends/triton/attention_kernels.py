@@ -75,8 +75,8 @@ def attend_forward(
         peak = new_peak
 
     read = total > 0
-    acc = acc / tl.where(read, total, 1.0)[:, None]
-    store_rows(OUT + sequence * queries * DIM, rows, DIM, acc, DIM, BLOCK_DIM)
+    total = tl.where(read, total, 1.0)
+    store_rows(OUT + sequence * queries * DIM, rows, DIM, acc / total[:, None], DIM, BLOCK_DIM)
     lse = tl.where(read, (peak + tl.log2(total)) * LN_2, float("-inf"))
     tl.store(LSE + sequence * queries + rows, lse, mask=rows >= 0)
 

@@ -16,37 +16,46 @@ def locate(items, heads):
 
 
 @triton.jit
-def load_rows(pointer, rows, stride, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    """Rows of a (rows, d) matrix: (len(rows), BLOCK_DIM); zeros for row -1 and beyond d."""
-    channel = tl.arange(0, BLOCK_DIM)
+def _mask(rows, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     mask = (rows >= 0)[:, None]
     if DIM < BLOCK_DIM:
-        mask = mask & (channel < DIM)[None, :]
-    return tl.load(pointer + rows.to(tl.int64)[:, None] * stride + channel[None, :], mask=mask, other=0.0)
+        mask = mask & (tl.arange(0, BLOCK_DIM) < DIM)[None, :]
+    return mask
+
+
+@triton.jit
+def _channels(row, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Addresses of a row's channels, from that of the first, (rows, 1).
+
+    Rows begin at multiples of 16 bytes wherever their length is one: the callers see to it. The compiler does not.
+    """
+    address = row + tl.arange(0, BLOCK_DIM)[None, :]
+    if (DIM * row.dtype.element_ty.primitive_bitwidth) % 128 == 0:
+        address = tl.multiple_of(address, [16, 16])
+    return address
+
+
+@triton.jit
+def load_rows(pointer, rows, stride, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Rows of a (rows, d) matrix: (len(rows), BLOCK_DIM); zeros for row -1 and beyond d."""
+    row = pointer + rows.to(tl.int64)[:, None] * stride
+    return tl.load(_channels(row, DIM, BLOCK_DIM), mask=_mask(rows, DIM, BLOCK_DIM), other=0.0)
 
 
 @triton.jit
 def store_rows(pointer, rows, stride, tile, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """Inverse of :func:`load_rows`, in the dtype of the pointer."""
-    channel = tl.arange(0, BLOCK_DIM)
-    mask = (rows >= 0)[:, None]
-    if DIM < BLOCK_DIM:
-        mask = mask & (channel < DIM)[None, :]
-    address = pointer + rows.to(tl.int64)[:, None] * stride + channel[None, :]
-    tl.store(address, tile.to(pointer.dtype.element_ty), mask=mask)
+    row = pointer + rows.to(tl.int64)[:, None] * stride
+    tl.store(_channels(row, DIM, BLOCK_DIM), tile.to(pointer.dtype.element_ty), mask=_mask(rows, DIM, BLOCK_DIM))
 
 
 @triton.jit
 def load_two(near, far, rows, near_rows, near_stride, far_stride, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """Rows of two matrices in one tile: number ``near_rows`` + i is row i of the far one."""
-    channel = tl.arange(0, BLOCK_DIM)
-    mask = (rows >= 0)[:, None]
-    if DIM < BLOCK_DIM:
-        mask = mask & (channel < DIM)[None, :]
     is_far = rows >= near_rows
-    row = tl.where(is_far, rows - near_rows, rows).to(tl.int64)
-    base = tl.where(is_far[:, None], far + row[:, None] * far_stride, near + row[:, None] * near_stride)
-    return tl.load(base + channel[None, :], mask=mask, other=0.0)
+    index = tl.where(is_far, rows - near_rows, rows).to(tl.int64)[:, None]
+    row = tl.where(is_far[:, None], far + index * far_stride, near + index * near_stride)
+    return tl.load(_channels(row, DIM, BLOCK_DIM), mask=_mask(rows, DIM, BLOCK_DIM), other=0.0)
 
 
 @triton.jit

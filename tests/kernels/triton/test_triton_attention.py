@@ -1,0 +1,254 @@
+"""The fused attention kernels: on a GPU where there is one, else in Triton's interpreter."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fma_kernels import Hierarchy, fma_attention, fma_linear_attention
+from fma_kernels.backends.reference import _membership
+from fma_kernels.layout import token_counts
+
+pytest.importorskip("triton")
+from fma_kernels.backends.triton import attention as fused
+from fma_kernels.backends.triton import schedule as schedules
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]
+LOW_AND_FULL = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+BOTH = pytest.mark.parametrize("linear", [False, True], ids=["fma", "fma_linear"])
+
+#: grid, cell size, rank, causal, head dimension
+SMALL = {
+    "sequence": ((113,), 16, 4, False, 16),
+    "causal": ((113,), 16, 4, True, 16),
+    "image": ((14, 24), 7, 1, False, 16),
+    "volume": ((6, 5, 3), 2, 2, False, 16),
+}
+SHAPES = {
+    **SMALL,
+    "long causal": ((1023,), 64, 4, True, 32),
+    "padded head": ((300,), 32, 2, False, 24),
+    "odd cells": ((250,), 30, 5, True, 40),
+    "cells above a tile": ((400,), 96, 4, False, 16),
+    "tiny cells": ((75,), 2, 1, True, 16),
+    "image of partial cells": ((30, 23), 8, 2, False, 32),
+    "narrow image": ((2, 90), 4, 2, False, 16),
+    "large head": ((200,), 32, 4, False, 128),
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """What a kernel does not write is NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Problem:
+    """Random inputs, rounded to a dtype; results of any backend and precision on the very same numbers."""
+
+    def __init__(self, shape, dtype=torch.float32, *, linear=False, masked=False, batch=2, heads=1, group_bias=True):
+        grid, cell_size, rank, causal, dim = shape
+        self.hierarchy = Hierarchy(grid, cell_size, rank, causal)
+        n, s = self.hierarchy.num_tokens, self.hierarchy.num_summaries
+        lengths = [n, n, n, *[s] * (3 if linear else 2)]
+        self.inputs = [random(batch, heads, length, dim, seed=i).to(DEVICE, dtype) for i, length in enumerate(lengths)]
+        self.grad = random(batch, heads, n, dim, seed=9).to(DEVICE, dtype)
+        self.linear, self.group_bias = linear, group_bias
+        self.mask = None
+        if masked:
+            generator = torch.Generator().manual_seed(3)
+            self.mask = (torch.rand(batch, n, generator=generator) < 0.3).to(DEVICE)
+            self.mask[0, : 2 * cell_size] = True  # whole cells; with a causal grid, queries that read nothing
+
+    def run(self, backend, dtype=None, inputs=None, **options):
+        function = fma_linear_attention if self.linear else fma_attention
+        if backend == "sdpa":
+            function, backend = self._sdpa, None
+        inputs = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs or self.inputs]
+        out = function(
+            *inputs, self.hierarchy, group_bias=self.group_bias, key_padding_mask=self.mask, backend=backend, **options
+        )
+        return [out, *torch.autograd.grad(out, inputs, self.grad.to(out.dtype))]
+
+    def _sdpa(self, query, key, value, far_key, far_value, hierarchy, group_bias, key_padding_mask, backend):
+        """FMA as one call of PyTorch's attention over tokens and summaries, with a dense bias."""
+        near, far, _ = _membership(hierarchy, query.device)
+        counts = token_counts(hierarchy, query.device, key_padding_mask)
+        near, far = near[None].float(), torch.where(far, counts[:, None], 0.0)
+        bias = torch.cat([near, far], 2).log()  # log count; -inf for what is not read
+        bias = bias if group_bias else torch.where(bias > -math.inf, 0.0, -math.inf)
+        keys, values = torch.cat([key, far_key], 2), torch.cat([value, far_value], 2)
+        return F.scaled_dot_product_attention(query, keys, values, bias[:, None].to(query.dtype))
+
+
+def assert_as_precise(problem, results, exact=None):
+    """Errors are at most twice those of PyTorch's own attention in the same precision, and a little."""
+    exact = exact or problem.run("reference", torch.float64)
+    peers = problem.run("reference" if problem.linear or problem.mask is not None else "sdpa")
+    names = ["out", "query", "key", "value", *(["far_query"] if problem.linear else []), "far_key", "far_value"]
+    for name, mine, peer, truth in zip(names, results, peers, exact, strict=True):
+        assert mine.dtype == peer.dtype and mine.shape == peer.shape
+        error, allowed = ((x.double() - truth).abs().max().item() for x in (mine, peer))
+        tiny = 4 * torch.finfo(mine.dtype).eps * truth.abs().max().item()
+        assert error <= 2 * allowed + tiny, f"{name}: {error:.2e}, PyTorch {allowed:.2e}"
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+@pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL)
+@LOW_AND_FULL
+@BOTH
+def test_small_outputs_and_gradients(shape, dtype, linear, masked):
+    problem = Problem(shape, dtype, linear=linear, masked=masked, batch=2 if masked else 1)
+    assert_as_precise(problem, problem.run("triton"))
+
+
+@pytest.mark.parametrize("shape", [SHAPES[name] for name in SHAPES if name not in SMALL], ids=SHAPES.keys() - SMALL)
+@LOW_AND_FULL
+@BOTH
+def test_odd_outputs_and_gradients(shape, dtype, linear):
+    problem = Problem(shape, dtype, linear=linear, batch=1, group_bias=False)
+    assert_as_precise(problem, problem.run("triton"))
+
+
+def test_a_query_that_reads_nothing_gives_zeros():
+    problem = Problem(SMALL["causal"], masked=True)
+    results = problem.run("triton")
+    assert not results[0][0, :, :32].any() and not results[1][0, :, :32].any()
+
+
+def test_views_of_packed_projections_need_no_copy(monkeypatch):
+    """Queries, keys and values as a module makes them: slices of one tensor, heads and tokens exchanged."""
+    problem = Problem(SMALL["sequence"], heads=2)
+    expected = problem.run("triton")
+    packed = torch.stack([x.transpose(1, 2) for x in problem.inputs[:3]], 2).contiguous()
+    views = [x.transpose(1, 2) for x in packed.unbind(2)]
+    assert all(not x.is_contiguous() for x in views)
+    monkeypatch.setattr(torch.Tensor, "clone", lambda *args, **options: pytest.fail("a copy was made"))
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda x, *_: x if x.is_contiguous() else pytest.fail("a copy"))
+    leaves = [x.requires_grad_() for x in (*views, *problem.inputs[3:])]
+    out = fma_attention(*leaves, problem.hierarchy, backend="triton")
+    grads = torch.autograd.grad(out, leaves, problem.grad)
+    for mine, theirs in zip([out, *grads], expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("change", [lambda x: x[..., ::2], lambda x: x[..., 1:-15]], ids=["strided", "unaligned"])
+def test_other_layouts_are_copied(change):
+    problem = Problem(((113,), 16, 4, False, 32))
+    wide = [change(x) for x in problem.inputs]
+    problem.inputs = wide
+    problem.grad = problem.grad[..., :16]
+    for mine, theirs in zip(problem.run("triton"), problem.run("torch"), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+def test_small_runs_give_the_same_bits(linear):
+    """No atomics: sums have one order."""
+    problem = Problem(SMALL["causal"], DTYPES[-1], linear=linear)
+    first = problem.run("triton")
+    for _ in range(3 if DEVICE.type == "cuda" else 1):
+        assert all(torch.equal(a, b) for a, b in zip(first, problem.run("triton"), strict=True))
+
+
+def test_partial_gradients_of_few_sequences_at_a_time(monkeypatch):
+    """Far gradients are made for as many sequences at once as memory allows: one gives the same bits as all."""
+    problem = Problem(SMALL["sequence"], heads=2)
+    expected = problem.run("triton")
+    monkeypatch.setattr(fused, "PARTIAL_BYTES", 1)
+    assert all(torch.equal(a, b) for a, b in zip(problem.run("triton"), expected, strict=True))
+
+
+def test_long_chunks_and_short_ones_agree(monkeypatch):
+    problem = Problem(SHAPES["tiny cells"])
+    expected = problem.run("triton")
+    monkeypatch.setattr(fused, "_CHUNK_TOKENS", 8)
+    for mine, theirs in zip(problem.run("triton"), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+def test_dropout_is_the_same_in_both_passes(linear):
+    """Weights, read off by one-hot values, are those of the exact softmax, kept with the given probability and scaled;
+    the gradients are those of exactly these weights."""
+    p, shape = 0.4, ((40,), 4, 1, False, 64)
+    problem = Problem(shape, linear=linear, batch=1)
+    n, s = problem.hierarchy.num_tokens, problem.hierarchy.num_summaries
+
+    def weights(probability):
+        one_hot = torch.eye(n + s, device=DEVICE)[None, None]
+        columns = []
+        for block in one_hot.split(64, -1):
+            inputs = [x.clone() for x in problem.inputs]
+            block = F.pad(block, [0, 64 - block.shape[-1]])
+            inputs[2], inputs[-1] = block[:, :, :n].contiguous(), block[:, :, n:].contiguous()
+            torch.manual_seed(5)
+            columns.append(problem.run("triton", inputs=inputs, dropout_p=probability)[0])
+        return torch.cat(columns, -1)[0, 0, :, : n + s]
+
+    exact, dropped = weights(0.0), weights(p)
+    assert exact.sum(-1).allclose(torch.ones(n, device=DEVICE), atol=1e-4)
+    factor = dropped[exact > 1e-4] / exact[exact > 1e-4]
+    kept = factor > 0.5
+    torch.testing.assert_close(factor, kept.float() / (1 - p), rtol=1e-3, atol=1e-3)
+    assert abs(kept.float().mean().item() - (1 - p)) < 5 * math.sqrt(p * (1 - p) / len(kept))
+
+    torch.manual_seed(5)
+    out, *grads = problem.run("triton", dropout_p=p)
+    values = torch.cat([problem.inputs[2], problem.inputs[-1]], 2)
+    torch.testing.assert_close(out, dropped @ values, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        torch.cat([grads[2], grads[-1]], 2), dropped.mT @ problem.grad, rtol=1e-3, atol=1e-4
+    )  # fmt: skip
+    # The gradient of the queries, by the difference along one direction.
+    step = 1e-2 * torch.sign(grads[0])
+    shifted = []
+    for sign in (1, -1):
+        torch.manual_seed(5)
+        inputs = [problem.inputs[0] + sign * step, *problem.inputs[1:]]
+        shifted.append((problem.run("triton", inputs=inputs, dropout_p=p)[0].double() * problem.grad).sum())
+    expected = 2 * (grads[0].double() * step).sum()
+    torch.testing.assert_close(shifted[0] - shifted[1], expected, rtol=2e-2, atol=0)
+
+
+def test_lists_name_every_pair_once():
+    """Tables of all kernels, whatever the tile, against who reads whom by definition."""
+    for grid, cell_size, rank, causal, _ in SHAPES.values():
+        hierarchy = Hierarchy(grid, cell_size, rank, causal)
+        if hierarchy.num_tokens > 700:
+            continue
+        near, far, _ = _membership(hierarchy, torch.device("cpu"))
+        in_order = torch.ones_like(near).tril() if causal else torch.ones_like(near)
+        exists = token_counts(hierarchy, torch.device("cpu"))[0] > 0
+        geometry = schedules.Geometry(hierarchy, 0, True)
+        sizes = len(near), len(near) + len(exists)
+        for tile in (16, 64):
+            reads = pairs(schedules.query_schedule(geometry, tile, torch.device("cpu")), *sizes)
+            assert torch.equal(reads[:, : len(near)] * in_order, near.long())
+            assert torch.equal(reads[:, len(near) :], (far & exists).long())
+            read_by = pairs(schedules.key_schedule(geometry, tile, torch.device("cpu")), *near.shape)
+            assert torch.equal(read_by.T * in_order, near.long())
+            parts, _ = schedules.far_key_schedule(geometry, tile, 40, 16, torch.device("cpu"))
+            assert torch.equal(pairs(parts, *far.T.shape).T, far.long())
+
+
+def pairs(schedule, owners, partners):
+    """How often each (owner row, partner row) is named."""
+    count = torch.zeros(owners, partners, dtype=torch.int64)
+    for item, (first, last) in enumerate(zip(schedule.first[:-1], schedule.first[1:], strict=True)):
+        rows, entries = schedule.rows[item], schedule.partners[first:last].long()
+        bits = -torch.ones_like(entries) if schedule.bits is None else schedule.bits[first:last].long()
+        for slot in (rows >= 0).nonzero()[:, 0].tolist():
+            mine = entries[(bits >> (slot // schedule.group) & 1).bool()]
+            count[rows[slot]].index_add_(0, mine, torch.ones_like(mine))
+    return count

@@ -1,0 +1,234 @@
+"""What PyTorch does with modules works with the fused kernels inside: tracing, compiling, exporting, recomputing."""
+
+import logging
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from fma_kernels import FMAttention, Hierarchy, fma_attention
+from fma_kernels.backends import selection
+from fma_kernels.ops import attention
+
+pytest.importorskip("triton")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+KINDS = pytest.mark.parametrize("linear", [False, True], ids=["fma", "fma_linear"])
+on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
+
+
+def make_module(linear=False, **options):
+    torch.manual_seed(0)
+    return FMAttention(32, 2, 8, 2, query_summaries=linear, backend="triton", **options).to(DEVICE)
+
+
+def tokens(n=40, batch=1):
+    generator = torch.Generator().manual_seed(n)
+    return torch.randn(batch, n, 32, generator=generator).to(DEVICE).requires_grad_()
+
+
+def results(function, module, x):
+    out = function(x, (x.shape[1],))
+    return [out, *torch.autograd.grad(out.square().sum(), [x, *module.parameters()])]
+
+
+def assert_same(mine, theirs):
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+def test_the_operator_keeps_its_contract(masked):
+    """Schema, shapes, strides and dtypes under tracing, gradients: PyTorch's own checks."""
+    hierarchy = Hierarchy((40,), 8, 2)
+    h = [list(hierarchy.grid), hierarchy.cell_size, hierarchy.rank, hierarchy.causal]
+    x = [torch.randn(1, 1, 40, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
+    far = [torch.randn(1, 1, hierarchy.num_summaries, 16, device=DEVICE, requires_grad=True) for _ in range(2)]
+    size = hierarchy.level_sizes[0]
+    carry = [torch.randn(1, 1, size, *d, device=DEVICE, requires_grad=True) for d in ((16,), ())]
+    level = [torch.randn(1, 1, size, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
+    mask = torch.arange(40, device=DEVICE)[None] % 3 == 0 if masked else None
+    rest = (0.5, True, 0.0, "triton")
+    check = partial(torch.library.opcheck, attention._attend)
+    check((*x, *far, None, None, mask, None, *h, 0, *rest))
+    if not masked:
+        check((*x, None, None, *carry, mask, None, *h, 0, *rest))
+        check((*level, None, None, None, None, mask, None, *h, 1, *rest))
+
+
+@KINDS
+def test_compiles_in_one_graph_for_any_length(linear):
+    module = make_module(linear)
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (40, 57):
+        x = tokens(n)
+        assert_same(results(compiled, module, x), results(module, module, x))
+
+
+class OfLength(torch.nn.Module):
+    """A model of sequences of one length."""
+
+    def __init__(self, n, linear):
+        super().__init__()
+        self.grid, self.attention = (n,), make_module(linear)
+
+    def forward(self, x):
+        return self.attention(x, self.grid).relu()
+
+
+@KINDS
+def test_exports_with_any_batch_size(linear):
+    model = OfLength(40, linear).eval()
+    dynamic = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
+    program = torch.export.export(model, (tokens(batch=3).detach(),), dynamic_shapes=dynamic)
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    assert any("fma_kernels.attend" in str(node.target) for graph in graphs for node in graph.nodes)
+    x = tokens(batch=2)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.slow
+def test_ahead_of_time_inductor_package(tmp_path):
+    model = OfLength(40, False).eval()
+    with torch.no_grad():
+        program = torch.export.export(model, (tokens().detach(),))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        x = tokens() + 1
+        torch.testing.assert_close(torch._inductor.aoti_load_package(path)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_activation_checkpointing_repeats_the_same_dropout():
+    module, grads = make_module(attn_drop=0.3), []
+    for save in (None, CheckpointPolicy.PREFER_RECOMPUTE, CheckpointPolicy.MUST_SAVE):
+        x = tokens()
+        torch.manual_seed(1)
+        if save is None:
+            out = module(x, (40,))
+        else:
+            op = torch.ops.fma_kernels.attend.default
+            policy = lambda _, f, *args, save=save, op=op, **options: (  # noqa: E731
+                save if f is op else CheckpointPolicy.PREFER_RECOMPUTE
+            )
+            contexts = partial(create_selective_checkpoint_contexts, policy)
+            out = checkpoint(module, x, (40,), use_reentrant=False, context_fn=contexts)
+        grads.append(torch.autograd.grad(out.square().sum(), x)[0])
+    assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
+
+
+def test_autocast_gives_its_dtype():
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
+    module, x = make_module(), tokens()
+    with torch.autocast(DEVICE.type, dtype):
+        out = module(x, (40,))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), module(x, (40,)), rtol=2e-2, atol=2e-2)
+
+
+def test_forward_mode_raises():
+    module, x = make_module(), tokens().detach()
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda x: module(x, (40,)), (x,), (x,))
+
+
+# ---------------------------------------------------------------------- choosing
+
+
+def inputs(dtype=torch.float32, dim=16, device=DEVICE):
+    hierarchy = Hierarchy((40,), 8, 2)
+    lengths = (40, 40, 40, *[hierarchy.num_summaries] * 2)
+    return [*(torch.randn(1, 1, n, dim, dtype=dtype, device=device) for n in lengths), hierarchy]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [(dict(dtype=torch.float64), "float64, not float32, float16 or bfloat16"), (dict(dim=8), "head dimension is 8")],
+)
+def test_says_why_the_kernels_cannot_run(options, reason):
+    with pytest.raises(ValueError, match=f"backend='triton': expected another one for fma_attention: .*{reason}"):
+        fma_attention(*inputs(**options), backend="triton")
+
+
+def test_needs_a_gpu_or_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="the tensors are on cpu, not on a CUDA GPU"):
+        fma_attention(*inputs(device="cpu"), backend="triton")
+
+
+def test_names_an_absent_or_old_triton(monkeypatch):
+    import triton
+
+    selection._cached_why_not_triton.cache_clear()
+    monkeypatch.setattr(triton, "__version__", "3.4.1")
+    assert "triton is 3.4.1, older than 3.6" in selection.why_not_triton(torch.zeros(1, 1, 1, 16))
+    selection._cached_why_not_triton.cache_clear()
+    monkeypatch.setattr(selection.importlib.util, "find_spec", lambda name: None)
+    assert selection.why_not_triton(torch.zeros(1, 1, 1, 16)) == "triton is not installed"
+    selection._cached_why_not_triton.cache_clear()
+
+
+def test_auto_stays_with_pytorch_on_a_cpu(caplog):
+    x = inputs(device="cpu")
+    with caplog.at_level(logging.WARNING, "fma_kernels"):
+        assert torch.equal(fma_attention(*x), fma_attention(*x, backend="torch"))
+    assert not caplog.records
+
+
+def test_auto_says_once_why_it_falls_back(caplog, monkeypatch):
+    """On a GPU: stood in for by a tensor that says so."""
+
+    class OnGPU:
+        device, dtype, shape = torch.device("cuda", 0), torch.float64, (1, 1, 40, 16)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
+    selection._said.clear()
+    with caplog.at_level(logging.WARNING, "fma_kernels"):
+        assert [selection.choose("fma_attention", "auto", OnGPU()) for _ in range(3)] == ["torch"] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "fma_attention runs without the fused kernels: the dtype is torch.float64, not float32, float16 or bfloat16"
+    ]
+    OnGPU.dtype = torch.float16
+    assert selection.choose("fma_attention", "auto", OnGPU()) == "triton"
+
+
+# ---------------------------------------------------------------------- on a GPU
+
+
+@on_gpu
+@KINDS
+def test_cuda_graphs_replay_the_step(linear):
+    module, x = make_module(linear), tokens(200)
+    expected = results(module, module, x)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            results(module, module, x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = results(module, module, x)
+    for tensor in captured:
+        tensor.detach().fill_(float("nan"))
+    graph.replay()
+    assert_same(captured, expected)
+
+
+@on_gpu
+@KINDS
+def test_another_length_compiles_no_kernel(linear):
+    """A cell of 8 and n from 100 to 1000: after the first, every launch finds its kernel."""
+    import triton
+
+    module = make_module(linear)
+    compiled = []
+    hook = triton.knobs.runtime.jit_post_compile_hook
+    triton.knobs.runtime.jit_post_compile_hook = lambda **options: compiled.append(options)
+    try:
+        results(module, module, tokens(100))
+        first = len(compiled)
+        assert first
+        for n in (101, 128, 333, 1000):
+            results(module, module, tokens(n))
+        assert len(compiled) == first
+    finally:
+        triton.knobs.runtime.jit_post_compile_hook = hook
