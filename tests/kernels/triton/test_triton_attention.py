@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from fma_kernels import Hierarchy, fma_attention, fma_linear_attention
 from fma_kernels.backends.reference import _membership
 from fma_kernels.layout import token_counts
+from fma_kernels.measure import peak_mib
 
 pytest.importorskip("triton")
 from fma_kernels.backends.triton import attention as fused
@@ -175,6 +176,48 @@ def test_long_chunks_and_short_ones_agree(monkeypatch):
     monkeypatch.setattr(fused, "_CHUNK_TOKENS", 8)
     for mine, theirs in zip(problem.run("triton"), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads"),
+    [(((16384,), 64, 4, False, 64), 4), (((128, 128), 8, 2, False, 64), 4)],
+    ids=["sequence", "image"],
+)
+@BOTH
+def test_extra_memory_is_a_quarter_of_inputs_outputs_and_gradients_at_most(monkeypatch, shape, heads, linear):
+    """Of what the host code allocates, launches left out: device memory does not depend on what the kernels compute."""
+
+    class Nothing:
+        def __getitem__(self, grid):
+            return lambda *args, **options: None
+
+    for name in [name for name in vars(fused.kernels) if name.startswith(("attend_", "sum_"))]:
+        monkeypatch.setattr(fused.kernels, name, Nothing())
+    torch.use_deterministic_algorithms(False)
+    problem = Problem(shape, torch.float16, linear=linear, batch=1, heads=heads)
+    problem.run("triton")  # tables are made once per geometry
+    leaves = [x.requires_grad_() for x in problem.inputs]
+    bytes_of = lambda tensors: sum(x.numel() * x.element_size() for x in tensors)  # noqa: E731
+    given = bytes_of([*leaves, problem.grad])
+
+    def step():
+        function = fma_linear_attention if linear else fma_attention
+        function(*leaves, problem.hierarchy, backend="triton").backward(problem.grad)
+
+    peak = peak_mib(step, DEVICE) * 2**20
+    results = bytes_of([*leaves, problem.grad])  # gradients and output
+    assert results <= peak <= results + 0.25 * (given + results)
+
+
+def test_precision_of_float32_is_that_of_matrix_products(monkeypatch):
+    assert fused._precision() == "ieee"
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert fused._precision() == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert fused._precision() == "ieee"
 
 
 @BOTH

@@ -97,7 +97,7 @@ class _Call:
         self.bias_stride = self.bias.shape[1] if len(self.bias) > 1 else 0
         self.dummy = self.bias  # for arguments that a kernel does not read
         self.seed = self.dummy if options.seed is None else options.seed
-        self.precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+        self.precision = _precision()
 
     def tiling(self, kernel: str) -> Tiling:
         return tiling(kernel, self.query.dtype, self.dim)
@@ -180,6 +180,13 @@ class _Call:
             blocks, self.heads, self.queries, carries, most, *grad_out.stride()[:3],
             DIM=self.dim, WIDTH=_WIDTH, BLOCK_DIM=padded(self.dim), num_warps=2,
         )  # fmt: skip
+
+
+def _precision() -> str:
+    """Of products of float32 numbers: as PyTorch's own matrix products are set."""
+    matmul = torch.backends.cuda.matmul
+    tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    return "tf32" if tf32 else "ieee"
 
 
 def _tables(schedule: Schedule) -> tuple[Tensor, ...]:
