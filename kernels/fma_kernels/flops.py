@@ -2,7 +2,9 @@
 
 As everywhere in PyTorch, one multiply-add counts as two, and only the products of matrices and weights count: not the
 softmax, and not the merging of partial results. An attention counts the pairs that it reads, whatever the padding of
-partial cells or a mask; a contraction counts the grid that it is given, zeros beyond the edge included.
+partial cells or a mask; a contraction counts the grid that it is given, zeros beyond the edge included. The fused
+summaries count every input of every cell for each of its summaries, zeros included: as much as contractions on one
+axis, and all axes at once where contractions go axis by axis.
 """
 
 from __future__ import annotations
@@ -45,11 +47,14 @@ def far_pairs(hierarchy: Hierarchy, level: int, summarised_queries: bool = False
     return in_touching_parents - math.prod(_touching(q, k) for q, k in zip(queries, keys, strict=True))
 
 
-def attend_pairs(hierarchy: Hierarchy, level: int, far: bool) -> int:
-    """Number of pairs that one call of :func:`fma_kernels.ops.attend` reads, per sequence and head."""
-    if level:
-        return far_pairs(hierarchy, level, summarised_queries=True)
-    return near_pairs(hierarchy) + (sum(far_pairs(hierarchy, level) for level in hierarchy.levels) if far else 0)
+def attend_pairs(hierarchy: Hierarchy, summarised_queries: bool = False) -> int:
+    """Number of pairs that :func:`fma_kernels.ops.attend` reads, per sequence and head.
+
+    Args:
+        hierarchy: geometry.
+        summarised_queries: whether queries have summaries as well (FMA-linear).
+    """
+    return near_pairs(hierarchy) + sum(far_pairs(hierarchy, level, summarised_queries) for level in hierarchy.levels)
 
 
 # Numbers of level cells are given along each axis; that of a cell of the grid is the product over the axes.
@@ -84,24 +89,25 @@ def _touching(queries: Sequence[int], keys: Sequence[int]) -> int:
 # ---------------------------------------------------------------------- formulas
 
 
-def _attend_product(query_shape: Sequence[int], far_key_shape: Sequence[int] | None, geometry: tuple) -> int:
+def _attend_product(query: Sequence[int], far_query: Sequence[int] | None, geometry: tuple) -> int:
     """FLOPs of one of the products of an attention: one of length d for every pair."""
-    grid, cell_size, rank, causal, level, *_ = geometry
-    batch, heads, _, dim = query_shape
+    grid, cell_size, rank, causal, *_ = geometry
+    batch, heads, _, dim = query
     hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal)
-    return 2 * batch * heads * dim * attend_pairs(hierarchy, level, far_key_shape is not None)
+    return 2 * batch * heads * dim * attend_pairs(hierarchy, far_query is not None)
 
 
 @register_flop_formula(torch.ops.fma_kernels.attend)
-def _attend(query, key, value, far_key, far_value, carry, carry_lse, mask, seed, *geometry, **_) -> int:
-    return 2 * _attend_product(query, far_key, geometry)  # with the keys, with the values
+def _attend(query, key, value, far_query, far_key, far_value, mask, seed, *geometry, **_) -> int:
+    return 2 * _attend_product(query, far_query, geometry)  # with the keys, with the values
 
 
 @register_flop_formula(torch.ops.fma_kernels.attend_backward)
 def _attend_backward(
-    grad_out, grad_lse, out, lse, query, key, value, far_key, far_value, carry, carry_lse, mask, seed, *geometry, **_
-) -> int:
-    return 5 * _attend_product(query, far_key, geometry)  # the logits again, and four gradients
+    grad_out, grad_lse, out, lse, far_out, far_lse,
+    query, key, value, far_query, far_key, far_value, mask, seed, *geometry, **_,
+) -> int:  # fmt: skip
+    return 5 * _attend_product(query, far_query, geometry)  # the logits again, and four gradients
 
 
 @register_flop_formula(torch.ops.fma_kernels.contract)
@@ -112,3 +118,23 @@ def _contract(x, weight, axis, **_) -> int:
 @register_flop_formula(torch.ops.fma_kernels.contract_backward)
 def _contract_backward(grad, x, weight, axis, **_) -> int:
     return 2 * 2 * math.prod(x) * weight[1]  # the gradients of the grid and of the weight
+
+
+def _pool_product(x: Sequence[int], weight: Sequence[int], upper: Sequence[int], geometry: tuple) -> int:
+    """FLOPs of one pass over the inputs of the cells of all levels."""
+    grid, cell_size, rank, causal, windows, *_ = geometry
+    hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal)
+    # With windows every summary is a cell of its own.
+    cells = [size if windows else size // rank**hierarchy.ndim for size in hierarchy.level_sizes]
+    products = cells[0] * math.prod(weight[1:-1]) + sum(cells[1:]) * math.prod(upper[2:-1])
+    return 2 * x[0] * x[1] * x[3] * products
+
+
+@register_flop_formula(torch.ops.fma_kernels.pool)
+def _pool(x, weight, upper, mask, *geometry, **_) -> int:
+    return _pool_product(x, weight, upper, geometry)
+
+
+@register_flop_formula(torch.ops.fma_kernels.pool_backward)
+def _pool_backward(grad, x, weight, upper, mask, sums, *geometry, **_) -> int:
+    return 2 * _pool_product(x, weight, upper, geometry)  # the gradients of the inputs and of the weights

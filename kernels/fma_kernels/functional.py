@@ -80,7 +80,7 @@ def fma_attention(
         return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
     options = dict(mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p, backend=backend)
     tokens = (x[:, :, num_global_tokens:] for x in (query, key, value))
-    result = attend(*tokens, hierarchy, far=(key_summaries, value_summaries), **options)
+    result = attend(*tokens, None, key_summaries, value_summaries, hierarchy, **options)
     return _with_global_tokens(result, query, key, value, scale, key_padding_mask, num_global_tokens, dropout_p)
 
 
@@ -132,27 +132,9 @@ def fma_linear_attention(
     if hierarchy.num_levels == 0:
         return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
     options = dict(mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p, backend=backend)
-    by_level = [x.split(hierarchy.level_sizes, 2) for x in (query_summaries, key_summaries, value_summaries)]
-    carry = None
-    for level in reversed(hierarchy.levels):
-        q, k, v = (x[level - 1] for x in by_level)
-        carry = attend(q, k, v, hierarchy, level=level, carry=carry, **options)
-        if level > 1:
-            carry = _to_finer_level(carry, hierarchy, level)
     tokens = (x[:, :, num_global_tokens:] for x in (query, key, value))
-    result = attend(*tokens, hierarchy, carry=carry, **options)
+    result = attend(*tokens, query_summaries, key_summaries, value_summaries, hierarchy, **options)
     return _with_global_tokens(result, query, key, value, scale, key_padding_mask, num_global_tokens, dropout_p)
-
-
-def _to_finer_level(carry: tuple[Tensor, Tensor], hierarchy: Hierarchy, level: int) -> tuple[Tensor, Tensor]:
-    """Give each sub-block of the next finer level the partial result of the one that it lies in."""
-    results = []
-    for x in (carry[0], carry[1][..., None]):
-        x = x.unflatten(2, hierarchy.summaries(level))
-        for axis, n in enumerate(hierarchy.summaries(level - 1)):
-            x = x.repeat_interleave(2, dim=2 + axis).narrow(2 + axis, 0, n)
-        results.append(x.flatten(2, -2))
-    return results[0], results[1].squeeze(-1)
 
 
 def _with_global_tokens(result, query, key, value, scale, mask, num_global_tokens, dropout_p) -> Tensor:

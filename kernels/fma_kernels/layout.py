@@ -71,6 +71,29 @@ def summaries_from_cells(x: Tensor, hierarchy: Hierarchy) -> Tensor:
     )
 
 
+def to_finer_level(x: Tensor, hierarchy: Hierarchy, level: int) -> Tensor:
+    """Give each sub-block of a level what the one of the next coarser level has that it lies in.
+
+    Args:
+        x: (B, H, summaries of ``level`` + 1, d).
+        hierarchy: geometry.
+        level: the finer level.
+
+    Returns:
+        (B, H, summaries of ``level``, d).
+    """
+    x = x.unflatten(2, hierarchy.summaries(level + 1))
+    for axis, n in enumerate(hierarchy.summaries(level)):
+        x = x.repeat_interleave(2, dim=2 + axis).narrow(2 + axis, 0, n)
+    return x.flatten(2, -2)
+
+
+def to_coarser_level(x: Tensor, hierarchy: Hierarchy, level: int) -> Tensor:
+    """Transpose of :func:`to_finer_level`: sums over the sub-blocks of ``level`` in each of the next coarser one."""
+    x = pad_to(x.unflatten(2, hierarchy.summaries(level)), [2 * n for n in hierarchy.summaries(level + 1)])
+    return _sum_blocks(x, 2).flatten(2, -2)
+
+
 def token_counts(hierarchy: Hierarchy, device: torch.device, mask: Tensor | None = None) -> Tensor:
     """Number of tokens inside the grid and not masked that each summary stands for.
 

@@ -88,13 +88,15 @@ class CoreAttention(nn.Module):
         """
         hierarchy = Hierarchy(tuple(grid), self.cell_size, self.rank, self.causal)
         q, k, v = (x[:, :, self.num_global_tokens :] for x in (query, key, value))
+        # Direct bases have no fused kernel; who asks for the fused attention still has it.
+        options = dict(backend="torch" if self.key_basis.kind == "direct" else self.backend)
         summaries = [
-            aggregate(k, self.key_basis, hierarchy, key_padding_mask),
-            aggregate(v, self.value_basis, hierarchy, key_padding_mask),
+            aggregate(k, self.key_basis, hierarchy, key_padding_mask, **options),
+            aggregate(v, self.value_basis, hierarchy, key_padding_mask, **options),
         ]
         attention = fma_attention
         if self.query_basis is not None:
-            summaries.insert(0, aggregate(q, self.query_basis, hierarchy, key_padding_mask, queries=True))
+            summaries.insert(0, aggregate(q, self.query_basis, hierarchy, key_padding_mask, queries=True, **options))
             attention = fma_linear_attention
         out = attention(
             query, key, value, *summaries, hierarchy, scale=self.qk_scale, group_bias=self.group_bias,

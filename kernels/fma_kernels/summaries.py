@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .backends.selection import BACKENDS, choose
 from .checks import require, require_mask, require_tokens
 from .hierarchy import Hierarchy
 from .layout import pad_to
-from .ops import contract, summary_counts
+from .ops import contract, pool, summary_counts
 
 KINDS = ("nested", "direct", "mean")
 
@@ -99,13 +101,9 @@ class SummaryBasis(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set every weight to that of the mean of its sub-block."""
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
-            summaries, width, _ = parameter.shape
-            block = width // summaries
-            with torch.no_grad():
-                for i in range(summaries):
-                    parameter[i, i * block : (i + 1) * block] = 1 / block
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(_mean(parameter.shape, parameter.device))
 
     def weight(self, axis: int, level: int) -> Tensor:
         """Weights that make ``level`` along ``axis``, by head: (H or 1, outputs, inputs, d)."""
@@ -126,12 +124,20 @@ class SummaryBasis(nn.Module):
         )
 
 
+def _mean(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Weights (outputs, inputs, channels) of the mean of each sub-block."""
+    outputs, inputs, _ = shape
+    block = inputs // outputs
+    return (torch.eye(outputs, device=device) / block).repeat_interleave(block, 1)[..., None].expand(*shape)
+
+
 def aggregate(
     x: Tensor,
     basis: SummaryBasis,
     hierarchy: Hierarchy,
     key_padding_mask: Tensor | None = None,
     queries: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
     """Summaries of all levels (arXiv 2310.11960, section 3.2).
 
@@ -146,22 +152,36 @@ def aggregate(
         key_padding_mask: (B, N) bool, True = ignore the token.
         queries: make the query summaries of FMA-linear; on a causal hierarchy these look backwards only and need a
             basis with ``causal_queries=True``.
+        backend: ``"triton"`` (fused kernels that read ``x`` once for all levels; no ``direct`` bases), ``"torch"``
+            (level by level, any device) or ``"auto"`` (the fastest that runs). ``"reference"`` is the same as
+            ``"torch"``. Both accumulate float16 and bfloat16 in float32 where the weights are in float32; the fused
+            kernels always do.
 
     Returns:
         (B, H, S, d) with S = ``hierarchy.num_summaries``, finest level first, in the dtype of ``x``.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, the basis belongs to another geometry, or a
-            ``direct`` basis has too few levels.
+        ValueError: shapes, dtypes or devices do not fit together, the basis belongs to another geometry, a
+            ``direct`` basis has too few levels, or ``backend`` cannot do it.
     """
     require_tokens("x", x, hierarchy.grid)
     _check_basis(basis, x, hierarchy, queries)
     require_mask(key_padding_mask, x)
-    if key_padding_mask is not None:
-        x = x.masked_fill(key_padding_mask[:, None, :, None], 0)
+    require(backend in BACKENDS, "backend", backend, f"one of {', '.join(BACKENDS)}")
+    direct = "every level of a direct basis has weights of its own for every token" if basis.kind == "direct" else None
+    fused = choose("aggregate", "torch" if backend == "reference" else backend, x, direct) == "triton"
     if not hierarchy.num_levels:
         return x[:, :, :0]
+    if fused:
+        weights = _cell_weights(basis, hierarchy, x.device)
+        return pool(x, *weights, hierarchy, key_padding_mask, basis.causal_queries)
+    if key_padding_mask is not None:
+        x = x.masked_fill(key_padding_mask[:, None, :, None], 0)
+    return _aggregate_by_axis(x, basis, hierarchy, key_padding_mask)
 
+
+def _aggregate_by_axis(x: Tensor, basis: SummaryBasis, hierarchy: Hierarchy, key_padding_mask: Tensor | None) -> Tensor:
+    """Level by level, and in a level axis by axis."""
     tokens = pad_to(x.unflatten(2, hierarchy.grid), [n * hierarchy.cell_size for n in hierarchy.cells(1)])
     levels, below = [], tokens
     for level in hierarchy.levels:
@@ -192,6 +212,38 @@ def _pool(x: Tensor, basis: SummaryBasis, hierarchy: Hierarchy, level: int) -> T
         else:
             x = contract(x, basis.weight(axis, level), axis)
     return x
+
+
+def _cell_weights(basis: SummaryBasis, hierarchy: Hierarchy, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Weights of whole cells, the products of those of the axes, as :func:`fma_kernels.ops.pool` takes them."""
+
+    def along(axis: int, level: int) -> Tensor:
+        if basis.kind != "mean":
+            return basis.weight(axis, level)
+        outputs, inputs, _ = basis._shape(level)
+        return _mean((outputs, inputs, basis.head_dim), device)[None]
+
+    # One level above the first is needed even where it makes nothing.
+    above = range(2, max(2, min(hierarchy.num_levels, basis.num_levels)) + 1)
+    lowest = [along(axis, 1) for axis in range(basis.ndim)]
+    upper = [torch.stack([along(axis, level) for level in above]) for axis in range(basis.ndim)]
+    upper = [weight.unflatten(-2, (2, -1)) for weight in upper]  # inputs by child
+    weight = reduce(partial(_combine, kinds=2), lowest)
+    upper = reduce(partial(_combine, kinds=3), upper).flatten(-3, -2)
+    return weight.float(), (upper if hierarchy.num_levels > 1 else upper.detach()).float()
+
+
+def _combine(a: Tensor, b: Tensor, kinds: int) -> Tensor:
+    """All products of numbers of ``a`` (..., m_1, m_2, ..., d) and ``b`` (..., n_1, n_2, ..., d).
+
+    Returns:
+        (..., m_1 * n_1, m_2 * n_2, ..., d) with ``kinds`` such dimensions, ``a`` the slower in each.
+    """
+    lead, dim, first = a.shape[: -kinds - 1], a.shape[-1], -kinds - 1
+    a_sizes, b_sizes = a.shape[first:-1], b.shape[first:-1]
+    a = a.reshape(*lead, *(size for n in a_sizes for size in (n, 1)), dim)
+    b = b.reshape(*lead, *(size for n in b_sizes for size in (1, n)), dim)
+    return (a * b).reshape(*lead, *(m * n for m, n in zip(a_sizes, b_sizes, strict=True)), dim)
 
 
 def _check_basis(basis: SummaryBasis, x: Tensor, hierarchy: Hierarchy, queries: bool) -> None:

@@ -172,14 +172,10 @@ def test_operators_keep_their_contract(masked):
     hierarchy = Hierarchy((14, 9), 2)
     h = [list(hierarchy.grid), hierarchy.cell_size, hierarchy.rank, hierarchy.causal]
     x = [torch.randn(2, 2, hierarchy.num_tokens, 4, requires_grad=True) for _ in range(3)]
-    far = [torch.randn(2, 2, hierarchy.num_summaries, 4, requires_grad=True) for _ in range(2)]
-    carry = [
-        torch.randn(2, 2, hierarchy.level_sizes[0], 4, requires_grad=True),
-        torch.randn(2, 2, hierarchy.level_sizes[0], requires_grad=True),
-    ]
+    far = [torch.randn(2, 2, hierarchy.num_summaries, 4, requires_grad=True) for _ in range(3)]
     mask = torch.rand(2, hierarchy.num_tokens) < 0.3 if masked else None
-    torch.library.opcheck(ops.attention._attend, (*x, *far, None, None, mask, None, *h, 0, 0.5, True, 0.0, "torch"))
-    torch.library.opcheck(ops.attention._attend, (*x, None, None, *carry, mask, None, *h, 0, 0.5, True, 0.0, "torch"))
+    for summaries in (far, [None, *far[1:]]):
+        torch.library.opcheck(ops.attention._attend, (*x, *summaries, mask, None, *h, 0.5, True, 0.0, "torch"))
     torch.library.opcheck(ops.pooling._summary_counts, (mask, *h, torch.device("cpu")))
     grid, weight = torch.randn(2, 2, 5, 8, 3, requires_grad=True), torch.randn(2, 2, 4, 3, requires_grad=True)
     torch.library.opcheck(ops.pooling._contract, (grid, weight, 1))

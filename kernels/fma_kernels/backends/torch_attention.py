@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layout import from_cells, to_cells
+from ..layout import from_cells, to_cells, to_coarser_level, to_finer_level
 from .chunks import Scratch, chunk_size, head_groups
 from .torch_geometry import Geometry, bias, sub_block_of_query, tables
 
@@ -25,8 +25,8 @@ from .torch_geometry import Geometry, bias, sub_block_of_query, tables
 class Options:
     """What both directions of one call take beside the tensors that attend to each other.
 
-    ``carry`` and ``carry_lse`` are a partial result (output and log-sum-exp) over keys that the queries have read
-    already, one per sub-block of the query's cell: (B, H, summaries of the level, d) and (B, H, summaries).
+    ``carry`` and ``carry_lse`` are a partial result (output and log-sum-exp) of the next coarser level: (B, H,
+    summaries of that level, d) and (B, H, summaries). A query takes part with that of the sub-block it lies in.
     """
 
     scale: float
@@ -43,9 +43,13 @@ class Options:
         carry, carry_lse = (None if x is None else x[part] for x in (self.carry, self.carry_lse))
         return replace(self, mask=mask, carry=carry, carry_lse=carry_lse)
 
-    def generator(self, device: torch.device) -> torch.Generator | None:
-        """Where the dropout of all chunks comes from, in order; None without dropout."""
-        return torch.Generator(device).manual_seed(int(self.seed)) if self.dropout_p else None
+    def carrying(self, out: Tensor, lse: Tensor) -> Options:
+        """The options of the next finer level."""
+        return replace(self, carry=out, carry_lse=lse)
+
+    def generator(self, device: torch.device, level: int) -> torch.Generator | None:
+        """Where the dropout of all chunks of a level comes from, in order; None without dropout."""
+        return torch.Generator(device).manual_seed(int(self.seed) + level) if self.dropout_p else None
 
 
 @dataclass(frozen=True)
@@ -123,14 +127,16 @@ class _Call:
         return from_cells(x.view(self.batch * self.heads, -1, x.shape[1] // self.head_dim, self.head_dim), self.batch)
 
     def _carry_to_blocks(self, x: Tensor) -> Tensor:
-        hierarchy = self.geometry.hierarchy
+        hierarchy, level = self.geometry.hierarchy, self.geometry.level
+        x = to_finer_level(x, hierarchy, level) if level else x
         return to_cells(x, hierarchy.cells(max(1, self.geometry.level)), hierarchy.rank).flatten(0, 2).to(self.dtype)
 
     def carry_from_blocks(self, x: Tensor) -> Tensor:
         """Gradient of the carry in its own layout."""
-        hierarchy = self.geometry.hierarchy
+        hierarchy, level = self.geometry.hierarchy, self.geometry.level
         x = x.unflatten(0, (self.batch, self.heads, -1))
-        return from_cells(x, hierarchy.cells(max(1, self.geometry.level)), hierarchy.rank).flatten(2, -2)
+        x = from_cells(x, hierarchy.cells(max(1, level)), hierarchy.rank).flatten(2, -2)
+        return to_coarser_level(x, hierarchy, level) if level else x
 
     # ------------------------------------------------------------------ chunks
 
@@ -178,14 +184,20 @@ def _head_groups(query: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def forward(
-    geometry: Geometry, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options
+    geometry: Geometry,
+    query: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    options: Options,
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention of every query over what its cell reads; see :func:`fma_kernels.ops.attend`."""
-    # What is carried on to the next finer level keeps the precision of sums.
+    """Attention of every query over what its cell reads: output and log-sum-exp, written to ``into`` if given.
+
+    The log-sum-exp is in the precision of sums, and so is what is written into buffers that are.
+    """
     scratch = _scratch(query)
-    out = query.new_empty(query.shape, dtype=scratch.dtype if geometry.level else query.dtype)
-    lse = query.new_empty(query.shape[:-1], dtype=scratch.dtype)
-    generator = options.generator(query.device)
+    out, lse = into or (query.new_empty(query.shape), query.new_empty(query.shape[:-1], dtype=scratch.dtype))
+    generator = options.generator(query.device, geometry.level)
     for part in _head_groups(query):
         sources = ([x[part] for x in keys], [x[part] for x in values])
         out[part], lse[part] = _forward(_Call(geometry, query[part], *sources, options.of(part), generator, scratch))
@@ -239,7 +251,7 @@ def backward(
     sources = [x for pair in zip(keys, values, strict=True) for x in pair]
     carry = [] if options.carry is None else [options.carry, options.carry_lse]
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, *sources, *carry)]
-    generator, scratch = options.generator(query.device), _scratch(query)
+    generator, scratch = options.generator(query.device, geometry.level), _scratch(query)
     for part in _head_groups(query):
         sources = ([x[part] for x in keys], [x[part] for x in values])
         call = _Call(geometry, query[part], *sources, options.of(part), generator, scratch)

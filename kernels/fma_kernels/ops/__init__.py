@@ -5,6 +5,6 @@ chunks or kernels that a backend works in.
 """
 
 from .attention import attend
-from .pooling import contract, summary_counts
+from .pooling import contract, pool, summary_counts
 
-__all__ = ["attend", "contract", "summary_counts"]
+__all__ = ["attend", "contract", "pool", "summary_counts"]

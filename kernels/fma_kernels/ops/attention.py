@@ -1,14 +1,17 @@
-"""The operator that all attentions are made of."""
+"""The operator that both attentions are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..backends import torch_attention
+from ..backends.torch_attention import Options
+from ..backends.torch_geometry import Geometry
 from ..hierarchy import Hierarchy
 from .forward_mode import refuse_forward_mode
 
@@ -17,32 +20,28 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    far_query: Tensor | None,
+    far_key: Tensor,
+    far_value: Tensor,
     hierarchy: Hierarchy,
     *,
-    level: int = 0,
-    far: tuple[Tensor, Tensor] | None = None,
-    carry: tuple[Tensor, Tensor] | None = None,
     mask: Tensor | None = None,
     scale: float,
     group_bias: bool = True,
     dropout_p: float = 0.0,
     backend: str = "torch",
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention of every query over what its cell reads, with the log-sum-exp of its logits.
+    """One softmax over near tokens and far summaries for every token, with the log-sum-exp of its logits.
 
-    All methods are made of this one operator. At level 0 the queries are tokens that read their near field and, given
-    ``far``, the summaries of all levels. At level l >= 1 they are level-l query summaries that read the level-l
-    summaries of their interaction list. A ``carry`` is a partial result over keys that were read before; it takes part
-    in the same softmax.
+    Without ``far_query``, tokens read the summaries of all levels themselves: FMA. With it, level by level, coarse to
+    fine, the query summaries of a cell read its interaction list, and carry the result on to the sub-blocks of the
+    next finer level, and the finest to their tokens: FMA-linear.
 
     Args:
-        query: (B, H, n, d); tokens, or the query summaries of one level.
-        key, value: (B, H, n, d); tokens, or the summaries of the same level.
-        hierarchy: geometry of the tokens.
-        level: 0, or a far level.
-        far: key and value summaries of all levels, (B, H, S, d) each.
-        carry: output (B, H, G, d) and log-sum-exp (B, H, G) for each of the G summaries of level max(1, ``level``);
-            every query takes part with that of the sub-block it lies in.
+        query, key, value: tokens, (B, H, N, d).
+        far_query: query summaries of all levels, (B, H, S, d), or None.
+        far_key, far_value: key and value summaries of all levels, (B, H, S, d).
+        hierarchy: geometry of the tokens, with at least one far level.
         mask: (B, N) bool over the tokens, True = ignore.
         scale: factor of the products.
         group_bias: add the logarithm of the number of tokens that a summary stands for.
@@ -50,23 +49,21 @@ def attend(
         backend: what does the work, "torch" or "triton"; see :func:`fma_kernels.backends.selection.choose`.
 
     Returns:
-        The output (B, H, n, d), at level 0 in the dtype of the query, and the log-sum-exp (B, H, n); 0 and -inf for a
-        query that reads nothing. The log-sum-exp, and at far levels the output, are in float32 or better: they are
-        carried on.
+        The output (B, H, N, d) in the dtype of the query, and the log-sum-exp (B, H, N) in float32 or better; 0 and
+        -inf for a query that reads nothing.
 
     Raises:
         NotImplementedError: under forward-mode differentiation.
     """
-    refuse_forward_mode(query, key, value, *(far or ()), *(carry or ()))
-    far_key, far_value = far or (None, None)
-    carry, carry_lse = carry or (None, None)
-    # Drawn from the global generator, so that seeds and activation checkpointing reproduce it.
+    tensors = (query, key, value, far_query, far_key, far_value)
+    refuse_forward_mode(*(x for x in tensors if x is not None))
+    # Drawn from the global generator, so that seeds and activation checkpointing reproduce it; on the device, so that
+    # CUDA graphs draw anew with every replay.
     seed = torch.randint(2**62, (1,), device=query.device) if dropout_p else None
-    tensors = (query, key, value, far_key, far_value, carry, carry_lse, mask, seed)
     h = hierarchy
-    geometry = (list(h.grid), h.cell_size, h.rank, h.causal, level)
+    geometry = (list(h.grid), h.cell_size, h.rank, h.causal)
     with torch.autocast(query.device.type, enabled=False):  # sums stay in the precision that they are made in
-        return _attend(*tensors, *geometry, scale, group_bias, dropout_p, backend)
+        return _attend(*tensors, mask, seed, *geometry, scale, group_bias, dropout_p, backend)[:2]
 
 
 @torch.library.custom_op("fma_kernels::attend", mutates_args=())
@@ -74,26 +71,36 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    far_key: Tensor | None,
-    far_value: Tensor | None,
-    carry: Tensor | None,
-    carry_lse: Tensor | None,
+    far_query: Tensor | None,
+    far_key: Tensor,
+    far_value: Tensor,
     mask: Tensor | None,
     seed: Tensor | None,
     grid: Sequence[int],
     cell_size: int,
     rank: int,
     causal: bool,
-    level: int,
     scale: float,
     group_bias: bool,
     dropout_p: float,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    geometry = torch_attention.Geometry(Hierarchy(tuple(grid), cell_size, rank, causal), level, far_key is not None)
-    keys, values = _sources(key, value, far_key, far_value)
-    options = torch_attention.Options(scale, group_bias, mask, carry, carry_lse, dropout_p, seed)
-    return _backend(backend).forward(geometry, query, keys, values, options)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output and log-sum-exp of the tokens, then those of the query summaries, level after level, for the backward."""
+    hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal)
+    options = Options(scale, group_bias, mask, None, None, dropout_p, seed)
+    far_out, far_lse = _empty_levels(query, far_query)
+    with _backend(backend, query) as work:
+        if far_query is None:
+            geometry = Geometry(hierarchy, 0, far=True)
+            out, lse = work.forward(geometry, query, [key, far_key], [value, far_value], options)
+            return out, lse, far_out, far_lse
+        levels = [*zip(*(x.split(hierarchy.level_sizes, 2) for x in (far_query, far_key, far_value)), strict=True)]
+        results = [*_levels(hierarchy, far_out, far_lse, query)]
+        for level in reversed(hierarchy.levels):
+            q, k, v = levels[level - 1]
+            carry = work.forward(Geometry(hierarchy, level, far=False), q, [k], [v], options, into=results[level - 1])
+            options = options.carrying(*carry)
+        return *work.forward(Geometry(hierarchy, 0, far=False), query, [key], [value], options), far_out, far_lse
 
 
 @torch.library.custom_op("fma_kernels::attend_backward", mutates_args=())
@@ -102,67 +109,97 @@ def _attend_backward(
     grad_lse: Tensor,
     out: Tensor,
     lse: Tensor,
+    far_out: Tensor,
+    far_lse: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    far_key: Tensor | None,
-    far_value: Tensor | None,
-    carry: Tensor | None,
-    carry_lse: Tensor | None,
+    far_query: Tensor | None,
+    far_key: Tensor,
+    far_value: Tensor,
     mask: Tensor | None,
     seed: Tensor | None,
     grid: Sequence[int],
     cell_size: int,
     rank: int,
     causal: bool,
-    level: int,
     scale: float,
     group_bias: bool,
     dropout_p: float,
     backend: str,
 ) -> list[Tensor]:
-    geometry = torch_attention.Geometry(Hierarchy(tuple(grid), cell_size, rank, causal), level, far_key is not None)
-    keys, values = _sources(key, value, far_key, far_value)
-    options = torch_attention.Options(scale, group_bias, mask, carry, carry_lse, dropout_p, seed)
-    return _backend(backend).backward(geometry, grad_out, grad_lse, out, lse, query, keys, values, options)
+    """Gradients of query, key, value, query summaries if any, key and value summaries."""
+    hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal)
+    options = Options(scale, group_bias, mask, None, None, dropout_p, seed)
+    with _backend(backend, query) as work:
+        if far_query is None:
+            geometry, keys, values = Geometry(hierarchy, 0, far=True), [key, far_key], [value, far_value]
+            return work.backward(geometry, grad_out, grad_lse, out, lse, query, keys, values, options)
+        levels = [*zip(*(x.split(hierarchy.level_sizes, 2) for x in (far_query, far_key, far_value)), strict=True)]
+        inputs = [(query, key, value), *levels]
+        results = [(out, lse), *_levels(hierarchy, far_out, far_lse, query)]
+        grads = []
+        for level in range(hierarchy.num_levels + 1):  # fine to coarse: each passes on the gradient of what it carried
+            carried = options.carrying(*results[level + 1]) if level < hierarchy.num_levels else options
+            (q, k, v), geometry = inputs[level], Geometry(hierarchy, level, far=False)
+            grad = work.backward(geometry, grad_out, grad_lse, *results[level], q, [k], [v], carried)
+            grads.append(grad[:3])
+            if level < hierarchy.num_levels:
+                grad_out, grad_lse = grad[3:]
+    return [*grads[0], *(torch.cat(parts, 2) for parts in zip(*grads[1:], strict=True))]
 
 
-def _backend(name: str) -> ModuleType:
+@contextmanager
+def _backend(name: str, query: Tensor) -> Iterator[ModuleType]:
+    """What does the work, with the device of ``query`` the current one: Triton launches its kernels there."""
     if name == "torch":
-        return torch_attention
+        yield torch_attention
+        return
     from ..backends.triton import attention  # Triton may be absent where nobody asks for it
 
-    return attention
+    with torch.cuda.device_of(query):
+        yield attention
 
 
-def _sources(key, value, far_key, far_value):
-    return ([key], [value]) if far_key is None else ([key, far_key], [value, far_value])
+def _empty_levels(query: Tensor, far_query: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Buffers of results of all levels, one after the other, in the precision of sums: they are carried on."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    size = 0 if far_query is None else far_query.shape[0] * far_query.shape[1] * far_query.shape[2]
+    return query.new_empty(size * query.shape[-1], dtype=dtype), query.new_empty(size, dtype=dtype)
+
+
+def _levels(hierarchy: Hierarchy, out: Tensor, lse: Tensor, query: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of such buffers by level: (B, H, summaries, d) and (B, H, summaries)."""
+    batch, heads, _, dim = query.shape
+    numbers = [batch * heads * size for size in hierarchy.level_sizes]
+    parts = zip(hierarchy.level_sizes, out.split([n * dim for n in numbers]), lse.split(numbers), strict=True)
+    for size, level_out, level_lse in parts:
+        yield level_out.view(batch, heads, size, dim), level_lse.view(batch, heads, size)
 
 
 @_attend.register_fake
-def _(query, key, value, far_key, far_value, carry, carry_lse, mask, seed, grid, cell_size, rank, causal, level, *_):
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    out = query.new_empty(query.shape, dtype=dtype if level else query.dtype)
-    return out, query.new_empty(query.shape[:-1], dtype=dtype)
+def _(query, key, value, far_query, *_):
+    lse = query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
+    return query.new_empty(query.shape), lse, *_empty_levels(query, far_query)
 
 
 @_attend_backward.register_fake
-def _(grad_out, grad_lse, out, lse, *args):
+def _(grad_out, grad_lse, out, lse, far_out, far_lse, *args):
     return [x.new_empty(x.shape) for x in args[:_NUM_DIFFERENTIABLE] if x is not None]
 
 
-#: Leading arguments of the operator that have gradients: query, key, value, far key and value, carry and its lse.
-_NUM_DIFFERENTIABLE = 7
+#: Leading arguments of the operator that have gradients: tokens, then summaries.
+_NUM_DIFFERENTIABLE = 6
 
 
 def _attend_setup(ctx, inputs, output):
-    tensors, ctx.rest = inputs[:9], inputs[9:]
+    tensors, ctx.rest = inputs[:8], inputs[8:]
     ctx.save_for_backward(*tensors, *output)
 
 
-def _attend_gradients(ctx, grad_out, grad_lse):
-    *tensors, out, lse = ctx.saved_tensors
-    grads = iter(_attend_backward(grad_out, grad_lse, out, lse, *tensors, *ctx.rest))
+def _attend_gradients(ctx, grad_out, grad_lse, *_):
+    *tensors, out, lse, far_out, far_lse = ctx.saved_tensors
+    grads = iter(_attend_backward(grad_out, grad_lse, out, lse, far_out, far_lse, *tensors, *ctx.rest))
     by_argument = [None if x is None else next(grads) for x in tensors[:_NUM_DIFFERENTIABLE]]
     return *by_argument, *[None] * (len(tensors) + len(ctx.rest) - _NUM_DIFFERENTIABLE)
 

@@ -1,4 +1,4 @@
-"""Operators that make summaries: contraction of blocks, counting."""
+"""Operators that make summaries: all levels at once, contraction of blocks, counting."""
 
 from __future__ import annotations
 
@@ -11,6 +11,118 @@ from .. import layout
 from ..backends import torch_pooling
 from ..hierarchy import Hierarchy
 from .forward_mode import refuse_forward_mode
+
+
+def pool(
+    x: Tensor,
+    weight: Tensor,
+    upper: Tensor,
+    hierarchy: Hierarchy,
+    mask: Tensor | None = None,
+    windows: bool = False,
+) -> Tensor:
+    """Summaries of all levels with fused kernels (Triton); sums are in float32.
+
+    With P summaries of T tokens in a cell of level 1, the sum s of a cell is sum_j weight[:, s, j] * x[token j]. A cell
+    of level l >= 2 joins those of its F = 2**D children: sum_i upper[l - 2, :, s, i] * below[i], children row-major,
+    the P summaries of a child next to each other; beyond the end of ``upper``, its last entry serves. A summary is the
+    sum * (size of its sub-block) / (tokens of it that exist).
+
+    Args:
+        x: (B, H, N, d); float32, float16 or bfloat16.
+        weight: (H or 1, P, T, d) float32.
+        upper: (levels, H or 1, P, F * P, d) float32, at least one level.
+        hierarchy: geometry of the N tokens.
+        mask: (B, N) bool, True = the token counts as zero and does not exist.
+        windows: every sub-block is a cell with P = 1 that pools the T = ``cell_size / rank`` tokens that end at its
+            first one, and joins the windows of sub-blocks 2b - 1 and 2b of the level below; nothing is multiplied.
+
+    Returns:
+        (B, H, S, d) in the dtype of ``x``, finest level first.
+
+    Raises:
+        NotImplementedError: under forward-mode differentiation.
+    """
+    refuse_forward_mode(x, weight, upper)
+    h = hierarchy
+    keep = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or upper.requires_grad)
+    return _pool(x, weight, upper, mask, list(h.grid), h.cell_size, h.rank, h.causal, windows, keep)[0]
+
+
+@torch.library.custom_op("fma_kernels::pool", mutates_args=())
+def _pool(
+    x: Tensor,
+    weight: Tensor,
+    upper: Tensor,
+    mask: Tensor | None,
+    grid: Sequence[int],
+    cell_size: int,
+    rank: int,
+    causal: bool,
+    windows: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    from ..backends.triton import pooling
+
+    pyramid = pooling.Pyramid(Hierarchy(tuple(grid), cell_size, rank, causal), windows)
+    with torch.cuda.device_of(x):
+        out, sums = pooling.forward(*_dense(x, weight, upper, mask), pyramid, keep)
+    return out, sums if keep else sums.new_empty(0)
+
+
+@torch.library.custom_op("fma_kernels::pool_backward", mutates_args=())
+def _pool_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    upper: Tensor,
+    mask: Tensor | None,
+    sums: Tensor,
+    grid: Sequence[int],
+    cell_size: int,
+    rank: int,
+    causal: bool,
+    windows: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ..backends.triton import pooling
+
+    pyramid = pooling.Pyramid(Hierarchy(tuple(grid), cell_size, rank, causal), windows)
+    with torch.cuda.device_of(x):
+        return pooling.backward(grad.contiguous(), *_dense(x, weight, upper, mask), sums, pyramid)
+
+
+def _dense(x, weight, upper, mask):
+    """The arguments as the kernels read them; tokens, heads and sequences may lie anywhere."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    return x, weight.contiguous(), upper.contiguous(), None if mask is None else mask.contiguous()
+
+
+@_pool.register_fake
+def _(x, weight, upper, mask, grid, cell_size, rank, causal, windows, keep):
+    summaries = Hierarchy(tuple(grid), cell_size, rank, causal).num_summaries
+    shape = (*x.shape[:2], summaries, x.shape[3])
+    return x.new_empty(shape), x.new_empty(shape if keep else 0, dtype=torch.float32)
+
+
+@_pool_backward.register_fake
+def _(grad, x, weight, upper, *_):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), upper.new_empty(upper.shape)
+
+
+def _pool_setup(ctx, inputs, output):
+    *tensors, grid, cell_size, rank, causal, windows, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.geometry = (grid, cell_size, rank, causal, windows)
+
+
+def _pool_gradients(ctx, grad, _):
+    grads = (None, None, None) if grad is None else _pool_backward(grad, *ctx.saved_tensors, *ctx.geometry)
+    return *grads, *[None] * (1 + len(ctx.geometry) + 1)
+
+
+_pool.register_autograd(_pool_gradients, setup_context=_pool_setup)
 
 
 def contract(x: Tensor, weight: Tensor, axis: int) -> Tensor:

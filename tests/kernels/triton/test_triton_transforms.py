@@ -43,17 +43,11 @@ def test_the_operator_keeps_its_contract(masked):
     hierarchy = Hierarchy((40,), 8, 2)
     h = [list(hierarchy.grid), hierarchy.cell_size, hierarchy.rank, hierarchy.causal]
     x = [torch.randn(1, 1, 40, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
-    far = [torch.randn(1, 1, hierarchy.num_summaries, 16, device=DEVICE, requires_grad=True) for _ in range(2)]
-    size = hierarchy.level_sizes[0]
-    carry = [torch.randn(1, 1, size, *d, device=DEVICE, requires_grad=True) for d in ((16,), ())]
-    level = [torch.randn(1, 1, size, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
+    far = [torch.randn(1, 1, hierarchy.num_summaries, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
     mask = torch.arange(40, device=DEVICE)[None] % 3 == 0 if masked else None
-    rest = (0.5, True, 0.0, "triton")
-    check = partial(torch.library.opcheck, attention._attend)
-    check((*x, *far, None, None, mask, None, *h, 0, *rest))
-    if not masked:
-        check((*x, None, None, *carry, mask, None, *h, 0, *rest))
-        check((*level, None, None, None, None, mask, None, *h, 1, *rest))
+    for summaries in (far, [None, *far[1:]]):
+        inputs = (*x, *summaries, mask, None, *h, 0.5, True, 0.0, "triton")
+        torch.library.opcheck(attention._attend, inputs)
 
 
 @KINDS

@@ -31,11 +31,15 @@ _WIDTH = 16
 
 
 def forward(
-    geometry: Geometry, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options
+    geometry: Geometry,
+    query: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    options: Options,
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention of every query over what its cell reads; see :func:`fma_kernels.ops.attend`."""
-    out = query.new_empty(query.shape, dtype=torch.float32 if geometry.level else query.dtype)
-    lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
+    """Attention of every query over what its cell reads: output, and log-sum-exp in float32, written to ``into``."""
+    out, lse = into or (query.new_empty(query.shape), query.new_empty(query.shape[:-1], dtype=torch.float32))
     if not out.numel():
         return out, lse
     call = _Call(geometry, query, keys, values, options)
@@ -47,8 +51,7 @@ def forward(
         carry_of_query = carry_rows(geometry, query.device)[0]
     kernels.attend_forward[(schedule.items * call.sequences,)](
         *call.inputs(), call.bias, carry, carry_lse, carry_of_query, call.seed, out, lse, *_tables(schedule),
-        call.scale, options.dropout_p, schedule.items, call.heads, call.queries, call.keys, carry.shape[-2],
-        call.bias_stride, *call.input_strides(),
+        *call.numbers(schedule), carry.shape[-2], *call.input_strides(),
         HAS_FAR=geometry.far, HAS_CARRY=options.carry is not None, **call.constants(schedule, config),
     )  # fmt: skip
     return out, lse
@@ -88,7 +91,7 @@ class _Call:
     """The inputs of one call as the kernels take them."""
 
     def __init__(self, geometry: Geometry, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options):
-        self.geometry, self.options, self.scale = geometry, options, options.scale
+        self.geometry, self.options = geometry, options
         self.query, self.device = _rows(query), query.device
         self.sources = [(_rows(k), _rows(v)) for k, v in zip(keys, values, strict=True)]
         self.batch, self.heads, self.queries, self.dim = query.shape
@@ -109,10 +112,16 @@ class _Call:
     def input_strides(self) -> list[int]:
         return [stride for x in self.inputs() for stride in x.stride()[:3]]
 
+    def numbers(self, schedule: Schedule) -> list[float | int]:
+        """What every launch of an attention kernel takes between its tables and its strides."""
+        options, geometry = self.options, self.geometry
+        sizes = (schedule.items, schedule.slots, schedule.group, self.heads, self.queries, self.keys, self.bias_stride)
+        return [options.scale, options.dropout_p, geometry.level, *sizes]
+
     def constants(self, schedule: Schedule, config: Tiling) -> dict:
         """What kernels are compiled for."""
         return dict(
-            SLOTS=schedule.slots, GROUP=schedule.group, DIM=self.dim, BLOCK_OWN=padded(schedule.slots),
+            DIM=self.dim, BLOCK_OWN=padded(schedule.slots),
             BLOCK=config.block, BLOCK_DIM=padded(self.dim), HAS_BITS=schedule.bits is not None,
             HAS_DROPOUT=self.options.dropout_p > 0, CAUSAL=self.geometry.diagonal, PRECISION=self.precision,
             num_warps=config.warps, num_stages=config.stages,
@@ -125,8 +134,7 @@ class _Call:
         schedule = query_schedule(self.geometry, config.own, self.device)
         kernels.attend_backward_queries[(schedule.items * self.sequences,)](
             *self.inputs(), self.bias, self.seed, out, lse, grad_out, grad_lse, grad_query, delta, *_tables(schedule),
-            self.scale, self.options.dropout_p, schedule.items, self.heads, self.queries, self.keys, self.bias_stride,
-            *self.input_strides(), *grad_out.stride()[:3],
+            *self.numbers(schedule), *self.input_strides(), *grad_out.stride()[:3],
             HAS_FAR=self.geometry.far, **self.constants(schedule, config),
         )  # fmt: skip
 
@@ -164,8 +172,7 @@ class _Call:
         (key, value), (lse, delta, grad_out) = source, given
         kernels.attend_backward_keys[(programs,)](
             self.query, key, value, bias, self.seed, lse, delta, grad_out, *grads, *_tables(schedule),
-            self.scale, self.options.dropout_p, schedule.items, self.heads, self.queries, self.keys, self.bias_stride,
-            partials, first_sequence,
+            *self.numbers(schedule), partials, first_sequence,
             *(stride for x in (self.query, key, value, grad_out) for stride in x.stride()[:3]),
             PARTIAL=partial, **self.constants(schedule, config) | dict(CAUSAL=self.geometry.diagonal and not partial),
         )  # fmt: skip

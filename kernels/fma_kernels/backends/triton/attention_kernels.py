@@ -10,7 +10,7 @@ import triton.language as tl
 from .tiles import LN_2, LOG2_E, dropout_factor, load_rows, load_two, locate, paired, store_rows
 
 #: Arguments whose values and alignment change with the input but need no kernel of their own.
-SIZES = ["BIAS", "items", "heads", "queries", "keys", "carries", "rows", "bias_stride"]
+SIZES = ["BIAS", "level", "items", "slots", "group", "heads", "queries", "keys", "carries", "rows", "bias_stride"]
 SIZES += ["slices", "partials", "first_sequence"]
 
 
@@ -18,16 +18,17 @@ SIZES += ["slices", "partials", "first_sequence"]
 def attend_forward(
     Q, K, V, FAR_K, FAR_V, BIAS, CARRY, CARRY_LSE, CARRY_ROWS, SEED, OUT, LSE,
     ROWS, FIRST, PARTNERS, BITS,
-    scale, dropout_p, items, heads, queries, keys, carries, bias_stride,
+    scale, dropout_p, level, items, slots, group, heads, queries, keys, bias_stride, carries,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, fk_b, fk_h, fk_n, fv_b, fv_h, fv_n,
-    SLOTS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_OWN: tl.constexpr, BLOCK: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_OWN: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_DIM: tl.constexpr, HAS_FAR: tl.constexpr, HAS_BITS: tl.constexpr, HAS_CARRY: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One item: softmax of its queries over all that they read, starting from what they carry."""
     item, batch, head = locate(items, heads)
     slot = tl.arange(0, BLOCK_OWN)
-    rows = tl.load(ROWS + item * SLOTS + slot, mask=slot < SLOTS, other=-1)
+    own_group = slot // group
+    rows = tl.load(ROWS + item * slots + slot, mask=slot < slots, other=-1)
     q = load_rows(Q + batch * q_b + head * q_h, rows, q_n, DIM, BLOCK_DIM)
     K += batch * k_b + head * k_h
     V += batch * v_b + head * v_h
@@ -60,7 +61,7 @@ def attend_forward(
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E) + bias[None, :]
         if HAS_BITS:
             bits = tl.load(BITS + entry, mask=entry < end, other=0)
-            logits = tl.where(paired(bits, slot // GROUP), logits, float("-inf"))
+            logits = tl.where(paired(bits, own_group), logits, float("-inf"))
         if CAUSAL:
             later = (partners[None, :] > rows[:, None]) & (partners < keys)[None, :]
             logits = tl.where(later, float("-inf"), logits)
@@ -70,7 +71,7 @@ def attend_forward(
         factor = tl.exp2(peak - safe_peak)
         total = total * factor + tl.sum(probability, 1)
         if HAS_DROPOUT:
-            probability *= dropout_factor(SEED, batch, head, heads, rows[:, None], partners[None, :], dropout_p)
+            probability *= dropout_factor(SEED, level, batch, head, heads, rows[:, None], partners[None, :], dropout_p)
         acc = acc * factor[:, None] + tl.dot(probability.to(v.dtype), v, input_precision=PRECISION)
         peak = new_peak
 
@@ -85,16 +86,17 @@ def attend_forward(
 def attend_backward_queries(
     Q, K, V, FAR_K, FAR_V, BIAS, SEED, OUT, LSE, GRAD_OUT, GRAD_LSE, GRAD_Q, DELTA,
     ROWS, FIRST, PARTNERS, BITS,
-    scale, dropout_p, items, heads, queries, keys, bias_stride,
+    scale, dropout_p, level, items, slots, group, heads, queries, keys, bias_stride,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, fk_b, fk_h, fk_n, fv_b, fv_h, fv_n, g_b, g_h, g_n,
-    SLOTS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_OWN: tl.constexpr, BLOCK: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_OWN: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_DIM: tl.constexpr, HAS_FAR: tl.constexpr, HAS_BITS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One item: the gradient of its queries, and delta = out . grad_out - grad_lse, which the kernels of keys need."""
     item, batch, head = locate(items, heads)
     slot = tl.arange(0, BLOCK_OWN)
-    rows = tl.load(ROWS + item * SLOTS + slot, mask=slot < SLOTS, other=-1)
+    own_group = slot // group
+    rows = tl.load(ROWS + item * slots + slot, mask=slot < slots, other=-1)
     q = load_rows(Q + batch * q_b + head * q_h, rows, q_n, DIM, BLOCK_DIM)
     grad_out = load_rows(GRAD_OUT + batch * g_b + head * g_h, rows, g_n, DIM, BLOCK_DIM)
     K += batch * k_b + head * k_h
@@ -127,14 +129,14 @@ def attend_backward_queries(
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E) + bias[None, :]
         if HAS_BITS:
             bits = tl.load(BITS + entry, mask=entry < end, other=0)
-            logits = tl.where(paired(bits, slot // GROUP), logits, float("-inf"))
+            logits = tl.where(paired(bits, own_group), logits, float("-inf"))
         if CAUSAL:
             later = (partners[None, :] > rows[:, None]) & (partners < keys)[None, :]
             logits = tl.where(later, float("-inf"), logits)
         probability = tl.exp2(logits - lse[:, None])
         change = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
         if HAS_DROPOUT:
-            change *= dropout_factor(SEED, batch, head, heads, rows[:, None], partners[None, :], dropout_p)
+            change *= dropout_factor(SEED, level, batch, head, heads, rows[:, None], partners[None, :], dropout_p)
         change = probability * (change - delta[:, None])
         acc += tl.dot(change.to(k.dtype), k, input_precision=PRECISION)
     store_rows(GRAD_Q + sequence * queries * DIM, rows, DIM, acc * scale, DIM, BLOCK_DIM)
@@ -144,9 +146,9 @@ def attend_backward_queries(
 def attend_backward_keys(
     Q, K, V, BIAS, SEED, LSE, DELTA, GRAD_OUT, GRAD_K, GRAD_V,
     ROWS, FIRST, PARTNERS, BITS,
-    scale, dropout_p, items, heads, queries, keys, bias_stride, partials, first_sequence,
+    scale, dropout_p, level, items, slots, group, heads, queries, keys, bias_stride, partials, first_sequence,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n,
-    SLOTS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_OWN: tl.constexpr, BLOCK: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_OWN: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_DIM: tl.constexpr, PARTIAL: tl.constexpr, HAS_BITS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -162,7 +164,8 @@ def attend_backward_keys(
     else:
         sequence = here
     slot = tl.arange(0, BLOCK_OWN)
-    rows = tl.load(ROWS + item * SLOTS + slot, mask=slot < SLOTS, other=-1)
+    own_group = slot // group
+    rows = tl.load(ROWS + item * slots + slot, mask=slot < slots, other=-1)
     k = load_rows(K + batch * k_b + head * k_h, rows, k_n, DIM, BLOCK_DIM)
     v = load_rows(V + batch * v_b + head * v_h, rows, v_n, DIM, BLOCK_DIM)
     bias = tl.load(BIAS + batch * bias_stride + rows, mask=rows >= 0, other=float("-inf"))
@@ -185,7 +188,7 @@ def attend_backward_keys(
         logits = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2_E) + bias[:, None]
         if HAS_BITS:
             bits = tl.load(BITS + entry, mask=entry < end, other=0)
-            logits = tl.where(paired(bits, slot // GROUP), logits, float("-inf"))
+            logits = tl.where(paired(bits, own_group), logits, float("-inf"))
         if CAUSAL:
             logits = tl.where(partners[None, :] < rows[:, None], float("-inf"), logits)
         probability = tl.exp2(logits - lse[None, :])
@@ -193,7 +196,7 @@ def attend_backward_keys(
         dropped = probability
         if HAS_DROPOUT:
             key_rows = rows + keys if PARTIAL else rows
-            factor = dropout_factor(SEED, batch, head, heads, partners[None, :], key_rows[:, None], dropout_p)
+            factor = dropout_factor(SEED, level, batch, head, heads, partners[None, :], key_rows[:, None], dropout_p)
             change *= factor
             dropped = probability * factor
         grad_v += tl.dot(dropped.to(grad_out.dtype), grad_out, input_precision=PRECISION)
@@ -201,7 +204,7 @@ def attend_backward_keys(
         grad_k += tl.dot(change.to(q.dtype), q, input_precision=PRECISION)
 
     if PARTIAL:
-        place = tl.where(slot < SLOTS, item * SLOTS + slot, -1)
+        place = tl.where(slot < slots, item * slots + slot, -1)
         store_rows(GRAD_K + here * partials * DIM, place, DIM, grad_k * scale, DIM, BLOCK_DIM)
         store_rows(GRAD_V + here * partials * DIM, place, DIM, grad_v, DIM, BLOCK_DIM)
     else:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...hierarchy import EMPTY
 from ...layout import summaries_to_cells, to_cells, token_counts, tokens_to_cells
-from ..torch_geometry import Geometry, sub_block_of_query
+from ..torch_geometry import Geometry
 
 #: Cells that one item may own: the bits of an int32.
 _MAX_GROUPS = 32
@@ -106,20 +106,20 @@ def far_key_schedule(
 
 @lru_cache(maxsize=64)
 def carry_rows(geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which carried result each query takes, and which queries take each: (n,) and (G, most), int32, -1 = none."""
-    hierarchy, level = geometry.hierarchy, max(1, geometry.level)
-    if geometry.level:
-        rows = torch.arange(hierarchy.level_sizes[level - 1], dtype=torch.int32, device=device)
-        return rows, rows[:, None]
-    summaries = hierarchy.summaries(level)
-    number = torch.arange(math.prod(summaries))
-    cells = to_cells(number.view(1, 1, *summaries, 1), hierarchy.cells(level), hierarchy.rank)[0, 0, :, :, 0]
-    of_slot = cells[:, sub_block_of_query(geometry)]  # (cells, tokens of a cell)
-    query_rows = _query_rows(geometry)
-    exists = query_rows != EMPTY
-    taken = torch.empty(hierarchy.num_tokens, dtype=torch.int64)
-    taken[query_rows[exists]] = of_slot[exists]
-    members = _lists(taken, torch.arange(len(taken)), len(number))
+    """Which result of the next coarser level each query takes, and which queries take each of those.
+
+    Returns:
+        (queries,) and (summaries of the next coarser level, most), int32, -1 = none.
+    """
+    hierarchy, level = geometry.hierarchy, geometry.level
+    grid = hierarchy.summaries(level) if level else hierarchy.grid
+    coarser = hierarchy.summaries(level + 1)
+    side = 2 if level else hierarchy.cell_size // hierarchy.rank
+    taken = torch.zeros((), dtype=torch.int64)
+    for n, m in zip(grid, coarser, strict=True):
+        taken = taken[..., None] * m + torch.arange(n) // side
+    taken = taken.flatten()
+    members = _lists(taken, torch.arange(len(taken)), math.prod(coarser))
     return taken.to(device, torch.int32), members.to(device, torch.int32)
 
 

@@ -65,7 +65,7 @@ def paired(bits, group):
 
 
 @triton.jit
-def dropout_factor(SEED, batch, head, heads, query_rows, key_rows, probability):
+def dropout_factor(SEED, level, batch, head, heads, query_rows, key_rows, probability):
     """0 or 1 / (1 - p) for (owners, partners), whichever of both the queries are.
 
     A function of the seed and of the pair alone (Philox), so that both passes see the same, in whatever order.
@@ -73,6 +73,6 @@ def dropout_factor(SEED, batch, head, heads, query_rows, key_rows, probability):
     seed = tl.load(SEED)
     zero = query_rows * 0 + key_rows * 0
     sequence = (batch * heads + head).to(tl.int32)
-    bits, _, _, _ = tl.philox(seed, zero + key_rows, zero + query_rows, zero + sequence, zero)
+    bits, _, _, _ = tl.philox(seed, zero + key_rows, zero + query_rows, zero + sequence, zero + level)
     keep = tl.uint_to_uniform_float(bits) >= probability
     return tl.where(keep, 1.0 / (1.0 - probability), 0.0)

@@ -1,0 +1,267 @@
+"""Summaries of all levels with fused kernels: configurations and launches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ...hierarchy import Hierarchy
+from ...layout import token_counts
+from . import pooling_kernels as kernels
+from .pooling_tables import Pyramid, launches, tables
+
+#: Warps per program of all kernels, and stages: loads overlap by unrolling and prefetching, not by the compiler.
+WARPS, STAGES = 4, 1
+
+
+class Config(NamedTuple):
+    """How the kernels share the work; nothing of it depends on the number of tokens.
+
+    Attributes:
+        channels: channels per program.
+        part: summaries of a cell per program; divides their number.
+        levels: levels per launch, more than one only where ``part`` is all summaries.
+        tops: cells of the highest of these levels per block.
+    """
+
+    channels: int
+    part: int
+    levels: int
+    tops: int
+
+
+def config(head_dim: int, summaries: int, fanout: int) -> Config:
+    """The configuration for cells of ``summaries`` summaries with ``fanout`` children each.
+
+    With 32 cells in a block, each thread holds 8 numbers of every summary. All pairs of the summaries of two levels are
+    unrolled, so that only small cells take several levels per launch.
+    """
+    part = max(k for k in range(1, 9) if summaries % k == 0)
+    levels = {2: 5, 4: 3, 8: 2}[fanout] if summaries <= 4 else 1
+    leaves = 32 if part <= 4 else 16
+    return Config(min(32, triton.next_power_of_2(head_dim)), part, levels, leaves // fanout ** (levels - 1))
+
+
+def _input_block(inputs: int, part: int) -> int:
+    """Inputs of a cell per program of the gradients: their weights and those weights' gradients stay in registers."""
+    return min(triton.next_power_of_2(inputs), 128 // triton.next_power_of_2(part), 64)
+
+
+def forward(
+    x: Tensor, weight: Tensor, upper: Tensor, mask: Tensor | None, pyramid: Pyramid, all_sums: bool
+) -> tuple[Tensor, Tensor]:
+    """See :func:`fma_kernels.ops.pool`.
+
+    Args:
+        x: (B, H, N, d) with contiguous channels.
+        weight: (H or 1, summaries, taps, d) float32, contiguous.
+        upper: (levels, H or 1, summaries, fanout * summaries, d) float32, contiguous.
+        mask: (B, N) bool, contiguous, or None.
+        pyramid: geometry with at least one level.
+        all_sums: make the second result.
+
+    Returns:
+        Summaries (B, H, S, d) in the dtype of ``x``, and the same without their scale in float32.
+    """
+    batch, heads, _, dim = x.shape
+    hierarchy = pyramid.hierarchy
+    out = x.new_empty(batch, heads, hierarchy.num_summaries, dim)
+    sums = torch.empty_like(out, dtype=torch.float32)
+    if not out.numel():
+        return out, sums
+    table, cfg = tables(pyramid, x.device), config(dim, pyramid.summaries, pyramid.fanout)
+    scale = _scale(pyramid, mask, x.device)
+    for launch in launches(pyramid, cfg.levels, cfg.tops, x.device):
+        lowest = launch.level == 1
+        source, rows, taps = (x, table.tokens, weight) if lowest else (sums, table.children, upper)
+        blocks, levels, leaves = launch.cells.shape
+        grid = (batch * heads * triton.cdiv(dim, cfg.channels) * blocks * (pyramid.summaries // cfg.part),)
+        kernels.pool[grid](
+            source, _bytes(mask) if lowest else None, taps, upper, scale, out, sums, rows, table.rows, launch.cells,
+            *_strides(source), hierarchy.num_tokens, hierarchy.num_summaries, _batch_stride(scale), heads, blocks,
+            0 if lowest else pyramid.num_cells[0], launch.level, len(upper) - 1,
+            0 if lowest else min(launch.level - 2, len(upper) - 1),
+            **_constants(pyramid, dim, cfg, len(weight) < heads), INPUTS=rows.shape[1], LEVELS=levels, LEAVES=leaves,
+            FANOUT=pyramid.fanout, VECTOR=_vector(source), ALL_SUMS=all_sums, num_warps=WARPS, num_stages=STAGES,
+        )  # fmt: skip
+    return out, sums
+
+
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, upper: Tensor, mask: Tensor | None, sums: Tensor, pyramid: Pyramid
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`forward` with respect to ``x``, ``weight`` and ``upper``, from those of the summaries.
+
+    Args:
+        grad: (B, H, S, d) in the dtype of ``x``, contiguous.
+        x, weight, upper, mask, pyramid: as in the forward pass.
+        sums: second result of the forward pass.
+    """
+    # Windows leave out the tokens behind the last one.
+    grad_x = (torch.zeros if pyramid.windows else torch.empty)(x.shape, dtype=x.dtype, device=x.device)
+    if not grad_x.numel():
+        return grad_x, torch.zeros_like(weight), torch.zeros_like(upper)
+    grad_sums = _spread(grad, upper, mask, pyramid, len(weight) < x.shape[1])
+    table, cells = tables(pyramid, x.device), pyramid.num_cells
+    grad_weight = _input_gradients(
+        x, mask, grad_sums, weight, grad_x, table.tokens, pyramid, first_cell=0, bounds=(0, cells[0])
+    )
+    starts = [sum(cells[1:level]) for level in range(1, 1 + min(len(upper), len(cells)))]
+    bounds = (*starts, *[sum(cells[1:])] * (len(upper) + 1 - len(starts)))
+    grad_upper = _input_gradients(
+        sums, None, grad_sums, upper, None, table.children, pyramid, first_cell=cells[0], bounds=bounds
+    )
+    return grad_x, grad_weight.view(weight.shape), grad_upper
+
+
+def _spread(grad: Tensor, upper: Tensor, mask: Tensor | None, pyramid: Pyramid, shared: bool) -> Tensor:
+    """Gradients (B, H, S, d) of the sums of all levels in float32, from the highest level down."""
+    batch, heads, rows, dim = grad.shape
+    table, cfg = tables(pyramid, grad.device), config(dim, pyramid.summaries, pyramid.fanout)
+    grad_sums = torch.empty_like(grad, dtype=torch.float32)
+    scale = _scale(pyramid, mask, grad.device)
+    for launch in reversed(launches(pyramid, cfg.levels, cfg.tops, grad.device)):
+        blocks, levels, leaves = launch.cells.shape
+        grid = (batch * heads * triton.cdiv(dim, cfg.channels) * blocks * (pyramid.summaries // cfg.part),)
+        kernels.spread_gradients[grid](
+            grad, scale, upper, grad_sums, table.rows, table.parents, launch.cells,
+            rows, _batch_stride(scale), heads, blocks, launch.level, len(upper) - 1,
+            **_constants(pyramid, dim, cfg, shared), LEVELS=levels, LEAVES=leaves, FANOUT=pyramid.fanout,
+            VECTOR=_vector(grad), num_warps=WARPS, num_stages=STAGES,
+        )  # fmt: skip
+    return grad_sums
+
+
+def _input_gradients(
+    x: Tensor,
+    mask: Tensor | None,
+    grad_sums: Tensor,
+    weight: Tensor,
+    grad_x: Tensor | None,
+    input_rows: Tensor,
+    pyramid: Pyramid,
+    first_cell: int,
+    bounds: tuple[int, ...],
+) -> Tensor:
+    """Write the gradient of the inputs ``x`` of cells, if wanted, and return that of their weights by group."""
+    batch, heads, tokens, dim = x.shape
+    inputs, groups, shared = weight.shape[-2], len(bounds) - 1, weight.shape[-4] < heads
+    cfg = config(dim, pyramid.summaries, pyramid.fanout)
+    block = _input_block(inputs, cfg.part)
+    programs = heads * triton.cdiv(dim, cfg.channels) * triton.cdiv(inputs, block) * (pyramid.summaries // cfg.part)
+    items = batch * max(stop - start for start, stop in pairwise(bounds))
+    # Of the cells above the first level, half belong to the second: about twice the work of an even share.
+    splits = max(1, min(_PROGRAMS // (programs * min(groups, 2)), triton.cdiv(items, _MIN_ITEMS)))
+    parts = x.new_empty(groups, splits, heads, pyramid.summaries, inputs, dim, dtype=torch.float32)
+    kernels.input_gradients[(programs * groups * splits,)](
+        x, _bytes(mask), grad_sums, weight, grad_x, parts, input_rows, tables(pyramid, x.device).rows,
+        _bounds(bounds, x.device), *_strides(x), tokens, grad_sums.shape[2], batch, heads, splits, first_cell,
+        **_constants(pyramid, dim, cfg, shared), INPUTS=inputs, BLOCK=block, VECTOR=_vector(x),
+        num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip
+    return parts.sum((1, 2), keepdim=True).squeeze(1) if shared else parts.sum(1)
+
+
+#: Splits of the cells are made for so many programs (two waves on a large GPU), but not for fewer cells than these.
+_PROGRAMS, _MIN_ITEMS = 1024, 8
+
+
+def _constants(pyramid: Pyramid, dim: int, cfg: Config, shared: bool) -> dict[str, Any]:
+    return dict(DIM=dim, SUMMARIES=pyramid.summaries, PART=cfg.part, CHANNELS=cfg.channels, SHARED=shared)
+
+
+def _vector(x: Tensor) -> int:
+    """Neighbouring channels that a thread may load at once: at most 4."""
+    return math.gcd(4, *x.stride()[:3], x.shape[3])
+
+
+def _strides(x: Tensor) -> list[int]:
+    """Strides of the dimensions before the channels, in units of :func:`_vector`."""
+    return [stride // _vector(x) for stride in x.stride()[:3]]
+
+
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.view(torch.uint8)
+
+
+def _batch_stride(scale: Tensor | None) -> int:
+    return 0 if scale is None or len(scale) == 1 else scale.stride(0)
+
+
+def _scale(pyramid: Pyramid, mask: Tensor | None, device: torch.device) -> Tensor | None:
+    """(Size of its sub-block) / (tokens that exist) of every summary: (B or 1, S) float32; None for windows."""
+    if pyramid.windows:
+        return None
+    if mask is None:
+        return _full_scale(pyramid.hierarchy, device)
+    return _sizes(pyramid.hierarchy, device) / token_counts(pyramid.hierarchy, device, mask).clamp_(min=1)
+
+
+@lru_cache(maxsize=32)
+def _full_scale(hierarchy: Hierarchy, device: torch.device) -> Tensor:
+    return _sizes(hierarchy, device) / token_counts(hierarchy, device).clamp(min=1)
+
+
+@lru_cache(maxsize=32)
+def _sizes(hierarchy: Hierarchy, device: torch.device) -> Tensor:
+    sizes = [float(hierarchy.cell_width(level) // hierarchy.rank) ** hierarchy.ndim for level in hierarchy.levels]
+    return torch.tensor(sizes, dtype=torch.float32).repeat_interleave(torch.tensor(hierarchy.level_sizes)).to(device)
+
+
+@lru_cache(maxsize=64)
+def _bounds(bounds: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(bounds, dtype=torch.int32).to(device)
+
+
+#: Cells that the models use, and one with more summaries than a program holds: (axes, cell size, rank, windows).
+_SHIPPED = (
+    (1, 64, 4, False), (1, 64, 4, True), (1, 64, 1, False), (1, 64, 16, False), (2, 7, 1, False), (2, 8, 1, False),
+    (2, 8, 2, False), (3, 4, 1, False), (3, 4, 2, False),
+)  # fmt: skip
+
+
+def aot_cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, int]]:
+    """Every kind of kernel that is launched, to be compiled ahead of time.
+
+    Yields:
+        Name, kernel, types of its arguments, constants, warps and stages.
+    """
+    for ndim, cell_size, rank, windows in _SHIPPED:
+        pyramid = Pyramid(Hierarchy((cell_size,) * ndim, cell_size, rank, causal=windows), windows)
+        for dtype in ("bf16", "fp32"):  # other head dimensions have the same tiles
+            name = f"{ndim}D r{cell_size} p{rank}{' windows' if windows else ''} {dtype}"
+            yield from _aot_cases(name, pyramid, dtype, dim=64)
+
+
+def _aot_cases(name: str, pyramid: Pyramid, dtype: str, dim: int):
+    cfg = config(dim, pyramid.summaries, pyramid.fanout)
+    leaves = cfg.tops * pyramid.fanout ** (cfg.levels - 1)
+    constants = dict(_constants(pyramid, dim, cfg, shared=False), VECTOR=4)
+    block = dict(constants, FANOUT=pyramid.fanout, LEVELS=cfg.levels, LEAVES=leaves)
+    missing = dict(SCALE=None) if pyramid.windows else {}
+    above = pyramid.fanout * pyramid.summaries
+
+    def case(kind: str, kernel: Any, constants: dict[str, Any], **types: str):
+        types = {arg: types.get(arg, "i32") for arg in kernel.arg_names if arg not in constants}
+        return f"{kind} {name}", kernel, types, constants, WARPS, STAGES
+
+    tables = dict.fromkeys(("INPUT_ROWS", "ROWS", "CELLS", "PARENTS", "BOUNDS"), "*i32")
+    floats = dict.fromkeys(("WEIGHT", "UPPER", "SCALE", "SUMS", "GRAD_SUMS", "GRAD_WEIGHT"), "*fp32")
+    tokens = dict(X=f"*{dtype}", OUT=f"*{dtype}", GRAD=f"*{dtype}", GRAD_X=f"*{dtype}", MASK="*u8", **tables, **floats)
+    sums = dict(tokens, X="*fp32")
+    kernel, more = kernels.pool, dict(block, **missing, ALL_SUMS=True)
+    yield case("pool tokens", kernel, dict(more, INPUTS=pyramid.taps), **tokens)
+    yield case("pool summaries", kernel, dict(more, INPUTS=above, MASK=None), **sums)
+    yield case("spread gradients", kernels.spread_gradients, dict(block, **missing), **tokens)
+    kernel, more = kernels.input_gradients, dict(constants)
+    size = dict(INPUTS=pyramid.taps, BLOCK=_input_block(pyramid.taps, cfg.part))
+    yield case("gradients of tokens", kernel, dict(more, **size), **tokens)
+    size = dict(INPUTS=above, BLOCK=_input_block(above, cfg.part))
+    yield case("gradients of summaries", kernel, dict(more, **size, MASK=None, GRAD_X=None), **sums)

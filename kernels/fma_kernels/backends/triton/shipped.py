@@ -1,0 +1,146 @@
+"""The kernels that are shipped, as the compiler takes them: every tiling, and what else they are compiled for.
+
+tools/kernel_resources.py compiles them without a GPU. They follow the launches of :mod:`.attention` and
+:mod:`.pooling`; a new row of :data:`.tuning.TILINGS` makes cases by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import triton
+
+from . import attention_kernels as kernels
+from .pooling import aot_cases
+from .tuning import KERNELS, TILINGS, Tiling, padded
+
+
+class Case(NamedTuple):
+    """A kernel to compile.
+
+    Attributes:
+        name: the kernel, then what tells the case from others.
+        kernel: the function.
+        types: of the runtime arguments, as a signature has them: ``"*bf16"``, ``"i32"``.
+        constants: the other arguments, which it is compiled for.
+        warps: warps per program.
+        stages: loads in flight.
+        tensor_cores: its products of matrices belong on the tensor cores.
+        tier: ``"plain"`` for the tilings, which every architecture is checked for; ``"usual"`` for what adds to them,
+            where one architecture tells enough; ``"all"`` for the rest.
+    """
+
+    name: str
+    kernel: triton.JITFunction
+    types: dict[str, str]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+    tensor_cores: bool = False
+    tier: Literal["plain", "usual", "all"] = "plain"
+
+
+#: Arguments in the dtype of the queries, unless a case says otherwise.
+_DATA = {"Q", "K", "V", "FAR_K", "FAR_V", "OUT", "GRAD_OUT", "GRAD_Q", "GRAD_K", "GRAD_V"}
+
+#: All others, except for sizes and strides, which are integers.
+_TYPES = {
+    **dict.fromkeys(("ROWS", "FIRST", "PARTNERS", "BITS", "CARRY_ROWS", "MEMBERS", "ENTRIES"), "*i32"),
+    **dict.fromkeys(("BIAS", "LSE", "DELTA", "GRAD_LSE", "PARTIAL_K", "PARTIAL_V"), "*fp32"),
+    **dict.fromkeys(("CARRY", "CARRY_LSE", "GRAD_CARRY", "GRAD_CARRY_LSE"), "*fp32"),
+    **dict.fromkeys(("scale", "dropout_p"), "fp32"),
+    "SEED": "*i64",
+}
+
+_FUNCTIONS = {
+    "forward": kernels.attend_forward,
+    "queries": kernels.attend_backward_queries,
+    "keys": kernels.attend_backward_keys,
+    "far_keys": kernels.attend_backward_keys,
+}
+
+#: Several cells per item, such as those of summaries.
+_BITS = dict(HAS_BITS=True, GROUP=4)
+
+#: FMA-linear: level 0 and the levels above, whose queries are summaries and whose results are float32.
+_LINEAR = dict(HAS_FAR=False, HAS_CARRY=True)
+_SUMMARIES = dict(OUT="*fp32", GRAD_OUT="*fp32")
+
+#: Of the summaries, the cells that are "usual": as many summaries per cell as usual, and quickly compiled.
+_USUAL_CELLS = "2D r8 p2 bf16 d64"
+
+#: By option: the kernels that it makes a difference to, changed constants and changed types.
+_OPTIONS: list[tuple[str, tuple[str, ...], dict[str, Any], dict[str, str]]] = [
+    ("bits", ("forward", "queries", "keys"), _BITS, {}),
+    ("no bits", ("far_keys",), dict(HAS_BITS=False, GROUP=64), {}),
+    ("causal", ("forward", "queries", "keys"), dict(CAUSAL=True), {}),
+    ("dropout", KERNELS, dict(HAS_DROPOUT=True), {}),
+    ("linear", ("forward", "queries"), _LINEAR, {}),
+    ("linear, level 1", ("forward", "queries", "keys"), _LINEAR | _BITS, _SUMMARIES),
+]
+
+
+def cases() -> Iterator[Case]:
+    """All shipped kernels.
+
+    Those of the attention are there for each tiling and precision, with its largest head dimension, and with options
+    for one of them.
+    """
+    for (size, dim), tilings in TILINGS.items():
+        for name, dtype, precision in _precisions(size, dim):
+            for kernel, tiling in zip(KERNELS, tilings, strict=True):
+                case = _attention(f"{kernel} {name} d{dim}", kernel, tiling, dtype, dim, precision)
+                # float16 and bfloat16 differ in the types of the instructions alone
+                yield case._replace(tier="usual") if name == "fp16" else case
+    for option, of_kernels, constants, types in _OPTIONS:
+        for kernel in of_kernels:
+            tiling, name = TILINGS[2, 64][KERNELS.index(kernel)], f"{kernel} bf16 d64, {option}"
+            case = _attention(name, kernel, tiling, "bf16", 64, "ieee", constants, types)
+            yield case._replace(tier="usual")
+    small = dict(DIM=128, WIDTH=16, BLOCK_DIM=128)
+    for kernel in (kernels.sum_partials, kernels.attend_backward_carry):
+        yield Case(f"{kernel.__name__} bf16 d128", kernel, _types(kernel, "bf16", small), small, warps=2, stages=3)
+    for name, *rest in aot_cases():
+        yield Case(name, *rest, tier="usual" if name.endswith(_USUAL_CELLS) else "all")
+
+
+def _precisions(size: int, dim: int) -> list[tuple[str, str, str]]:
+    """Name, dtype and precision of the products that share a tiling."""
+    if size == 4:
+        return [("fp32", "fp32", "ieee"), ("tf32", "fp32", "tf32")]
+    both = [("bf16", "bf16", "ieee"), ("fp16", "fp16", "ieee")]
+    return both if dim == 64 else both[:1]
+
+
+def _attention(
+    name: str,
+    kernel: str,
+    tiling: Tiling,
+    dtype: str,
+    dim: int,
+    precision: str,
+    constants: dict[str, Any] | None = None,
+    types: dict[str, str] | None = None,
+) -> Case:
+    """One of KERNELS: full attention to near tokens and far summaries, unless constants and types say otherwise."""
+    function, partial = _FUNCTIONS[kernel], kernel == "far_keys"
+    compiled_for = dict(
+        SLOTS=tiling.own, GROUP=tiling.own, DIM=dim, BLOCK_OWN=tiling.own, BLOCK=tiling.block, BLOCK_DIM=padded(dim),
+        HAS_FAR=True, HAS_BITS=False, HAS_CARRY=False, HAS_DROPOUT=False, CAUSAL=False, PRECISION=precision,
+        PARTIAL=partial,
+    )  # fmt: skip
+    if partial:
+        compiled_for |= _BITS
+        types = dict(GRAD_K="*fp32", GRAD_V="*fp32")
+    compiled_for |= constants or {}
+    compiled_for = {argument: value for argument, value in compiled_for.items() if argument in function.arg_names}
+    all_types = _types(function, dtype, compiled_for) | {
+        argument: kind for argument, kind in (types or {}).items() if argument in function.arg_names
+    }
+    return Case(name, function, all_types, compiled_for, tiling.warps, tiling.stages, tensor_cores=dtype != "fp32")
+
+
+def _types(kernel: triton.JITFunction, dtype: str, constants: dict[str, Any]) -> dict[str, str]:
+    runtime = (argument for argument in kernel.arg_names if argument not in constants)
+    return {argument: f"*{dtype}" if argument in _DATA else _TYPES.get(argument, "i32") for argument in runtime}
