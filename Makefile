@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup opencv demo demo-seg test lint wheel-check benchmark clean
+.PHONY: help setup opencv demo demo-seg test lint wheel-check benchmark kernel-report gpu-check clean
 
 help:
 	@echo "make demo        train FMA2D on handwritten digits on the CPU (about 2 minutes)"
@@ -14,6 +14,9 @@ help:
 	@echo "make lint        check the style"
 	@echo "make wheel-check build the wheel, and use it in an empty environment (6 GB on disk while it runs)"
 	@echo "make benchmark   FMA, FMA-linear and full attention side by side on this machine"
+	@echo "make kernel-report registers, shared memory and spills of the fused kernels, without a GPU (about 80 seconds)"
+	@echo "make gpu-check   test the fused kernels on this machine's GPU, and measure them (PYTHON=... with PyTorch and"
+	@echo "                 pytest; installs nothing)"
 	@echo "make clean       remove the environment and what the demo wrote"
 
 setup: $(STAMP)
@@ -51,6 +54,13 @@ wheel-check: $(STAMP)
 
 benchmark: $(STAMP)
 	$(PY) tools/benchmark_attention.py
+
+kernel-report: $(STAMP)
+	$(PY) tools/kernel_resources.py $(ARGS)
+
+# With whatever interpreter has a PyTorch for the GPU: no environment is made.
+gpu-check:
+	PYTHONPATH=kernels $(PYTHON) tools/gpu_check.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) work_dirs build dist *.egg-info

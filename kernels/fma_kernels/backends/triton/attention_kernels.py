@@ -9,9 +9,11 @@ import triton.language as tl
 
 from .tiles import LN_2, LOG2_E, dropout_factor, load_rows, load_two, locate, paired, store_rows
 
-#: Arguments whose values and alignment change with the input but need no kernel of their own.
+#: Arguments whose values and alignment change with the input but need no kernel of their own. How rows are aligned,
+#: :func:`.tiles._channels` tells the compiler.
 SIZES = ["BIAS", "level", "items", "slots", "group", "heads", "queries", "keys", "carries", "rows", "bias_stride"]
 SIZES += ["slices", "partials", "first_sequence"]
+SIZES += [f"{x}_{axis}" for x in ("q", "k", "v", "fk", "fv", "g") for axis in "bhn"]
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -61,19 +61,19 @@ _FUNCTIONS = {
 }
 
 #: Several cells per item, such as those of summaries.
-_BITS = dict(HAS_BITS=True, GROUP=4)
+_BITS = dict(HAS_BITS=True)
 
 #: FMA-linear: level 0 and the levels above, whose queries are summaries and whose results are float32.
 _LINEAR = dict(HAS_FAR=False, HAS_CARRY=True)
 _SUMMARIES = dict(OUT="*fp32", GRAD_OUT="*fp32")
 
 #: Of the summaries, the cells that are "usual": as many summaries per cell as usual, and quickly compiled.
-_USUAL_CELLS = "2D r8 p2 bf16 d64"
+_USUAL_CELLS = "2D r8 p2 bf16"
 
 #: By option: the kernels that it makes a difference to, changed constants and changed types.
 _OPTIONS: list[tuple[str, tuple[str, ...], dict[str, Any], dict[str, str]]] = [
     ("bits", ("forward", "queries", "keys"), _BITS, {}),
-    ("no bits", ("far_keys",), dict(HAS_BITS=False, GROUP=64), {}),
+    ("no bits", ("far_keys",), dict(HAS_BITS=False), {}),
     ("causal", ("forward", "queries", "keys"), dict(CAUSAL=True), {}),
     ("dropout", KERNELS, dict(HAS_DROPOUT=True), {}),
     ("linear", ("forward", "queries"), _LINEAR, {}),
@@ -126,7 +126,7 @@ def _attention(
     """One of KERNELS: full attention to near tokens and far summaries, unless constants and types say otherwise."""
     function, partial = _FUNCTIONS[kernel], kernel == "far_keys"
     compiled_for = dict(
-        SLOTS=tiling.own, GROUP=tiling.own, DIM=dim, BLOCK_OWN=tiling.own, BLOCK=tiling.block, BLOCK_DIM=padded(dim),
+        DIM=dim, BLOCK_OWN=tiling.own, BLOCK=tiling.block, BLOCK_DIM=padded(dim),
         HAS_FAR=True, HAS_BITS=False, HAS_CARRY=False, HAS_DROPOUT=False, CAUSAL=False, PRECISION=precision,
         PARTIAL=partial,
     )  # fmt: skip

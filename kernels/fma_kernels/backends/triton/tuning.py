@@ -32,8 +32,8 @@ KERNELS = ("forward", "queries", "keys", "far_keys")
 TILINGS = {
     (2, 64): (Tiling(64, 64, 4, 3), Tiling(64, 32, 4, 3), Tiling(64, 32, 4, 3), Tiling(64, 32, 4, 3)),
     (2, 128): (Tiling(64, 32, 4, 3), Tiling(64, 32, 4, 3), Tiling(64, 32, 8, 3), Tiling(64, 32, 8, 3)),
-    (4, 64): (Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2)),
-    (4, 128): (Tiling(32, 16, 8, 2), Tiling(32, 16, 8, 2), Tiling(32, 16, 8, 2), Tiling(32, 16, 8, 2)),
+    (4, 64): (Tiling(64, 32, 8, 2), Tiling(64, 16, 8, 2), Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2)),
+    (4, 128): (Tiling(32, 16, 8, 2), Tiling(32, 16, 8, 3), Tiling(32, 16, 8, 2), Tiling(32, 16, 8, 2)),
 }
 
 
