@@ -1,5 +1,9 @@
-"""The command-line tools, and small data sets in the formats of the real ones, for the tests of configs and tools."""
+"""The command-line tools, and small data sets in the formats of the real ones, for the tests of configs and tools.
 
+The tests of the kernels run on machines that have little more than PyTorch and pytest, so this file imports no more.
+"""
+
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +12,21 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
-from PIL import Image
 from tool_loader import load_tool
 
-# How long an example takes says something about the machine, not about the code.
-settings.register_profile("fma", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("fma")
+# Without a GPU, Triton's interpreter runs the kernels. Triton looks when a kernel is defined, which is when its module
+# is imported, and PyTorch's compiler imports Triton as well: so this has to come before everything else.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:
+    pass
+else:
+    # How long an example takes says something about the machine, not about the code.
+    settings.register_profile("fma", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("fma")
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +60,8 @@ def make_runner(train: ModuleType, tmp_path: Path) -> Callable:
 
 
 def write_image(path: Path, rng: np.random.Generator, size: tuple[int, int]) -> None:
+    from PIL import Image
+
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path, format="JPEG")
 
@@ -74,6 +88,8 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ADE20K: images and, under the same names, maps of the 150 classes with 0 for none."""
+    from PIL import Image
+
     root = tmp_path_factory.mktemp("ade")
     rng = np.random.default_rng(1)
     for split, count in {"training": 12, "validation": 3}.items():

@@ -1,233 +1,75 @@
 #!/usr/bin/env python3
-"""Time and memory of FMA, FMA-linear and full attention (SDPA), side by side in one run.
+"""Time and memory of FMA, FMA-linear, full attention (SDPA) and their peers, side by side in one run.
 
     python tools/benchmark_attention.py                          # 1k .. 16k tokens and 64x64, 128x128 on this CPU
     python tools/benchmark_attention.py --sizes 65536 --causal
-    python tools/benchmark_attention.py --grids 256x256 --device cuda --dtype bfloat16
+    python tools/benchmark_attention.py --device cuda            # 1k .. 256k tokens and 32x32 .. 256x256, bfloat16
 
 Every row starts from the same query, key and value. FMA and FMA-linear include the making of their summaries; the row
-"FMA, summaries given" is the attention alone. Before a size is timed, FMA and FMA-linear are checked on it: against the
-dense definition where that fits, and against full attention on constant keys, where both must agree. Times are medians
-of rounds in which the methods take turns; memory is the peak of what a method allocates beyond its inputs, outputs and
-gradients included. Prints a table, and writes a JSON file and a plot.
+"FMA, summaries given" is the attention alone. Times are medians of rounds in which the methods take turns; memory is
+the peak of what a method allocates beyond its inputs, output and gradients included. Before a method is timed on a
+size, its output and gradients there are compared with the definition in float64 at some queries (gate.py says how); one
+that is wrong is not timed, and the run ends with status 1.
+
+On a GPU the peers are SDPA's flash and cuDNN backends; FMA with summaries given by flex_attention, over tokens and
+summaries that were joined and brought into cell order beforehand, in blocks of 128; and the near field alone, a local
+window, by flex_attention. "floor" is the least time that the device needs for the attention, as a share of the time
+measured; it comes from the bandwidth of a copy and the rate of a matrix product in the same run (floors.py has the
+formulas). "extra" is the peak of the memory beyond inputs, output and gradients, and "of held" its share of those. The
+second-level cache is flushed before each repetition. A method that does not fit, takes too long or refuses the input is
+a row that says why.
+
+Prints a table, and writes attention.json and attention.png to --out. To keep a result, copy them to
+benchmarks/results/attention-DEVICE.json and docs/attention-DEVICE.png.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts memory reports every start otherwise
+sys.path.insert(0, str(Path(__file__).resolve().parent / "attention_benchmark"))
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from cases import KINDS
+from floors import measure_ceilings
+from measuring import Clock, Row, measure
+from report import HEADER, HEADER_GPU, growth, plot, table
 
-from fma_kernels import Hierarchy, SummaryBasis, __version__, aggregate, fma_attention, fma_linear_attention
-from fma_kernels.measure import device_name, milliseconds, peak_mib
+from fma_kernels import Hierarchy, __version__
+from fma_kernels.measure import device_name
 
-FULL, FMA, LINEAR, ALONE = "SDPA", "FMA", "FMA-linear", "FMA, summaries given"
-DENSE_LIMIT = 4096 * 4096 * 2  # logits of the dense definition that a check may make
-
-
-@dataclass
-class Row:
-    """One method on one size: milliseconds and MiB."""
-
-    method: str
-    grid: list[int]
-    tokens: int
-    forward_ms: float
-    forward_backward_ms: float
-    forward_mib: float
-    forward_backward_mib: float
-
-
-class Case:
-    """Inputs of one size and the methods that run on them."""
-
-    def __init__(self, grid: tuple[int, ...], args: argparse.Namespace):
-        ndim = len(grid)
-        cell, rank = (args.cell_size, args.rank) if ndim == 1 else (args.cell_size_2d, args.rank_2d)
-        self.hierarchy = Hierarchy(grid, cell, rank, causal=args.causal and ndim == 1)
-        self.device = torch.device(args.device)
-        dtype = getattr(torch, args.dtype)
-        generator = torch.Generator().manual_seed(args.seed)
-        shape = (args.batch, args.heads, self.hierarchy.num_tokens, args.head_dim)
-        self.query, self.key, self.value, self.grad = (
-            torch.randn(shape, generator=generator).to(self.device, dtype).requires_grad_(i < 3) for i in range(4)
-        )
-        options = dict(ndim=ndim, num_levels=max(1, self.hierarchy.num_levels))
-        self.bases = [
-            SummaryBasis(args.heads, args.head_dim, cell, rank, causal_queries=queries, **options).to(self.device)
-            for queries in (self.hierarchy.causal, False, False)
-        ]
-        summaries = self._summaries(self.query, self.key, self.value)
-        self.given = [x.detach().requires_grad_() for x in summaries[1:]]
-
-    def _summaries(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        inputs = zip((query, key, value), self.bases, (True, False, False), strict=True)
-        return [aggregate(x, basis, self.hierarchy, queries=queries) for x, basis, queries in inputs]
-
-    def full(self) -> Tensor:
-        return F.scaled_dot_product_attention(self.query, self.key, self.value, is_causal=self.hierarchy.causal)
-
-    def fma(self) -> Tensor:
-        key_summaries = aggregate(self.key, self.bases[1], self.hierarchy)
-        value_summaries = aggregate(self.value, self.bases[2], self.hierarchy)
-        return fma_attention(self.query, self.key, self.value, key_summaries, value_summaries, self.hierarchy)
-
-    def linear(self) -> Tensor:
-        summaries = self._summaries(self.query, self.key, self.value)
-        return fma_linear_attention(self.query, self.key, self.value, *summaries, self.hierarchy)
-
-    def alone(self) -> Tensor:
-        return fma_attention(self.query, self.key, self.value, *self.given, self.hierarchy)
-
-    def methods(self) -> dict[str, Callable[[], Tensor]]:
-        return {FULL: self.full, FMA: self.fma, LINEAR: self.linear, ALONE: self.alone}
-
-    def leaves(self) -> list[Tensor]:
-        weights = [parameter for basis in self.bases for parameter in basis.parameters()]
-        return [self.query, self.key, self.value, *weights, *self.given]
-
-    @torch.no_grad()
-    def check(self) -> None:
-        """Raise unless FMA and FMA-linear are right on this size (first head of the first sequence, float32)."""
-        query, key, value = (x[:1, :1].float() for x in (self.query, self.key, self.value))
-        h, dim = self.hierarchy, query.shape[-1]
-        bases = []
-        for basis in self.bases:
-            head = SummaryBasis(
-                1, dim, h.cell_size, h.rank, ndim=h.ndim, num_levels=max(1, h.num_levels),
-                causal_queries=basis.causal_queries,
-            )  # fmt: skip
-            bases.append(head.to(self.device))
-
-        def summaries(*tensors: Tensor) -> list[Tensor]:
-            flags = (True, False, False)
-            return [aggregate(x, b, h, queries=q) for x, b, q in zip(tensors, bases, flags, strict=True)]
-
-        constant = key[:, :, :1].expand_as(key).contiguous()
-        zero = torch.zeros_like(query)
-        expected = F.scaled_dot_product_attention(query, constant, value, is_causal=h.causal)
-        made = summaries(zero, constant, value)
-        outputs = {
-            FMA: (fma_attention(query, constant, value, *made[1:], h), expected),
-            # Query summaries are other queries: on zeros all keys weigh the same for every one of them.
-            LINEAR: (fma_linear_attention(zero, constant, value, *made, h), expected),
-        }
-        if h.num_tokens * (h.num_tokens + h.num_summaries) <= DENSE_LIMIT:
-            made = summaries(query, key, value)
-            for name, function, given in ((FMA, fma_attention, made[1:]), (LINEAR, fma_linear_attention, made)):
-                dense = [x.double() for x in (query, key, value, *given)]
-                outputs[f"{name}, dense"] = (
-                    function(query, key, value, *given, h),
-                    function(*dense, h, backend="reference"),
-                )
-        for name, (mine, theirs) in outputs.items():
-            error = (mine.double() - theirs.double()).abs().max().item()
-            if not error < 1e-4:
-                raise AssertionError(f"{name} is wrong on {h.grid}: largest error {error:.2e}")
-
-
-def forward(case: Case, method: Callable[[], Tensor]) -> None:
-    with torch.no_grad():
-        method()
-
-
-def forward_backward(case: Case, method: Callable[[], Tensor]) -> None:
-    method().backward(case.grad)
-    for leaf in case.leaves():
-        leaf.grad = None
-
-
-def measure(case: Case, rounds: int, budget_s: float) -> list[Row]:
-    """All methods on one size, taking turns round by round; fewer rounds where they would take over ``budget_s``."""
-    passes = {"forward": forward, "forward_backward": forward_backward}
-    results = {name: {} for name in case.methods()}
-    for label, one_pass in passes.items():
-        runs = {name: (lambda m=method, p=one_pass: p(case, m)) for name, method in case.methods().items()}
-        for name, run in runs.items():  # also the warm-up
-            results[name][f"{label}_mib"] = peak_mib(run, case.device)
-        times = {name: [] for name in runs}
-        start = time.perf_counter()
-        for _ in range(rounds):
-            for name, run in runs.items():
-                times[name].append(milliseconds(run, case.device))
-            if time.perf_counter() - start > budget_s:
-                break
-        for name in runs:
-            results[name][f"{label}_ms"] = statistics.median(times[name])
-    h = case.hierarchy
-    return [Row(method=name, grid=list(h.grid), tokens=h.num_tokens, **values) for name, values in results.items()]
-
-
-def table(rows: list[Row]) -> str:
-    """The rows of one size; times as multiples of SDPA's beside the milliseconds."""
-    full = next(row for row in rows if row.method == FULL)
-    lines = []
-    for row in rows:
-        size = "x".join(map(str, row.grid))
-        lines.append(
-            f"{size:>9} {row.method:<22}"
-            f"{row.forward_ms:>10.1f} {full.forward_ms / row.forward_ms:>7.1f}x"
-            f"{row.forward_backward_ms:>11.1f} {full.forward_backward_ms / row.forward_backward_ms:>7.1f}x"
-            f"{row.forward_mib:>9.0f}{row.forward_backward_mib:>10.0f}"
-        )
-    return "\n".join(lines)
-
-
-HEADER = (
-    f"{'tokens':>9} {'':<22}{'fwd ms':>10} {'vs SDPA':>8}{'f+b ms':>11} {'vs SDPA':>8}{'fwd MiB':>9}{'f+b MiB':>10}"
-)
-
-
-def growth(rows: list[Row], method: str) -> list[tuple[str, float, float]]:
-    """Factor in time from each sequence length to the next where that is its double."""
-    line = sorted((row for row in rows if row.method == method and len(row.grid) == 1), key=lambda row: row.tokens)
-    return [
-        (f"{a.tokens} -> {b.tokens}", b.forward_ms / a.forward_ms, b.forward_backward_ms / a.forward_backward_ms)
-        for a, b in itertools.pairwise(line)
-        if b.tokens == 2 * a.tokens
-    ]
-
-
-def plot(rows: list[Row], title: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    quantities = [
-        ("forward_ms", "forward, ms"),
-        ("forward_backward_ms", "forward + backward, ms"),
-        ("forward_backward_mib", "peak memory, forward + backward, MiB"),
-    ]
-    for axis, (field, label) in zip(axes, quantities, strict=True):
-        for color, method in zip(("C7", "C0", "C1"), (FULL, FMA, LINEAR), strict=True):
-            line = sorted((r.tokens, getattr(r, field)) for r in rows if r.method == method and len(r.grid) == 1)
-            plane = sorted((r.tokens, getattr(r, field)) for r in rows if r.method == method and len(r.grid) == 2)
-            if line:
-                axis.plot(*zip(*line, strict=True), "o-", color=color, label=method)
-            if plane:
-                axis.plot(*zip(*plane, strict=True), "s--", color=color, mfc="none", label=f"{method}, image")
-        axis.set(xscale="log", yscale="log", xlabel="tokens", title=label)
-        axis.set_xscale("log", base=2)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+#: Settings that are not given, on a CPU and on a GPU. There, "auto" could measure other code than the fused kernels.
+DEFAULTS = {
+    "cpu": dict(
+        sizes=[1024, 2048, 4096, 8192, 16384],
+        grids=[(64, 64), (128, 128)],
+        methods=["sdpa", "fma", "linear", "given"],
+        batch=1,
+        heads=8,
+        dtype="float32",
+        rounds=7,
+        backend="auto",
+        out=Path("work_dirs/benchmark_attention"),
+    ),
+    "cuda": dict(
+        sizes=[1024, 4096, 16384, 65536, 262144],
+        grids=[(32, 32), (64, 64), (128, 128), (256, 256)],
+        methods=[name for name in KINDS if name != "sdpa"],
+        batch=4,
+        heads=16,
+        dtype="bfloat16",
+        rounds=5,
+        backend="triton",
+        out=Path("work_dirs/benchmark_attention_cuda"),
+    ),
+}
 
 
 def grid_argument(text: str) -> tuple[int, ...]:
@@ -242,14 +84,11 @@ def grid_argument(text: str) -> tuple[int, ...]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--sizes", type=int, nargs="*", default=[1024, 2048, 4096, 8192, 16384], help="sequence lengths"
-    )
-    parser.add_argument(
-        "--grids", type=grid_argument, nargs="*", default=[(64, 64), (128, 128)], help="image sizes HxW"
-    )
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--sizes", type=int, nargs="*", help="sequence lengths")
+    parser.add_argument("--grids", type=grid_argument, nargs="*", help="image sizes HxW")
+    parser.add_argument("--methods", nargs="+", choices=list(KINDS), metavar="METHOD", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--batch", type=int, help="default 1, on a GPU 4")
+    parser.add_argument("--heads", type=int, help="default 8, on a GPU 16")
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--cell-size", type=int, default=64, help="of sequences")
     parser.add_argument("--rank", type=int, default=4, help="of sequences")
@@ -257,49 +96,99 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rank-2d", type=int, default=2, help="of images")
     parser.add_argument("--causal", action="store_true", help="causal attention over sequences")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], help="default float32, on a GPU bfloat16"
+    )
+    parser.add_argument(
+        "--backend", choices=["auto", "triton", "torch"], help="of FMA; default auto, on a GPU triton, without fallback"
+    )
     parser.add_argument("--threads", type=int, default=min(2, torch.get_num_threads()), help="CPU threads")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds; the median counts")
+    parser.add_argument("--rounds", type=int, help="timed rounds, of which the median counts; default 7, on a GPU 5")
     parser.add_argument("--budget", type=float, default=30.0, help="seconds after which a size gets no further round")
+    parser.add_argument("--time-limit", type=float, help="seconds after which no further size is begun")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("work_dirs/benchmark_attention"), help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the results, under work_dirs by default")
     args = parser.parse_args(argv)
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
+    gpu = args.device.startswith("cuda")
+    for name, value in DEFAULTS["cuda" if gpu else "cpu"].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if gpu and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: PyTorch sees no GPU on this machine")
     if not args.sizes and not args.grids:
         parser.error("nothing to measure: give --sizes or --grids")
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    torch.set_num_threads(args.threads)
-    name = device_name(torch.device(args.device))
-    title = (
-        f"{name}; {args.dtype}, batch {args.batch}, {args.heads} heads of {args.head_dim}; "
-        f"cell {args.cell_size}, rank {args.rank} (images: {args.cell_size_2d}, {args.rank_2d})"
-    )
-    print(f"{title}\ntorch {torch.__version__}, fma-mm {__version__}\n\n{HEADER}")
-    rows: list[Row] = []
-    for grid in [*((n,) for n in args.sizes), *args.grids]:
-        case = Case(grid, args)
-        case.check()
-        rows += (measured := measure(case, args.rounds, args.budget))
-        print(table(measured), flush=True)
-    for method in (FMA, LINEAR):
-        for step, fwd, both in growth(rows, method):
-            print(f"{method}, {step}: time x {fwd:.2f} forward, x {both:.2f} forward + backward")
-
+def write(args: argparse.Namespace, argv: list[str], device: dict, rows: list[Row]) -> None:
+    """Write what was measured so far, with the device, the command and the settings."""
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     result = dict(
-        command=" ".join(["python", "tools/benchmark_attention.py", *(sys.argv[1:] if argv is None else argv)]),
-        device=name, torch=torch.__version__, version=__version__, settings=settings, rows=[asdict(r) for r in rows],
-    )  # fmt: skip
+        command=" ".join(["python", "tools/benchmark_attention.py", *argv]),
+        **device,
+        torch=torch.__version__,
+        version=__version__,
+        settings=settings,
+        rows=[{key: x for key, x in asdict(row).items() if x is not None and x is not False} for row in rows],
+    )
     (args.out / "attention.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse_args(argv)
+    begin = time.perf_counter()
+    torch.set_num_threads(args.threads)
+    where = torch.device(args.device)
+    gpu = where.type == "cuda"
+    device = {"device": device_name(where)}
+    title = (
+        f"{device['device']}; {args.dtype}, batch {args.batch}, {args.heads} heads of {args.head_dim}; "
+        f"cell {args.cell_size}, rank {args.rank} (images: {args.cell_size_2d}, {args.rank_2d})"
+    )
+    print(f"{title}\ntorch {torch.__version__}, fma-mm {__version__}")
+    ceilings = memory = None
+    if gpu:
+        import triton
+        from torch._functorch import config
+
+        if where.index is not None:
+            torch.cuda.set_device(where)
+        # Otherwise a compiled backward pass overwrites what it needs to run again.
+        config.donated_buffer = False
+        ceilings = measure_ceilings(where, getattr(torch, args.dtype), Clock(where))
+        memory = torch.cuda.mem_get_info()[1]
+        device |= dict(triton=triton.__version__, cuda=torch.version.cuda, ceilings=asdict(ceilings), memory=memory)
+        print(
+            f"triton {triton.__version__}, CUDA {torch.version.cuda}; copy {ceilings.bytes_per_s / 1e12:.2f} TB/s, "
+            f"{args.dtype} product {ceilings.flops_per_s / 1e12:.0f} TFLOP/s"
+        )
+    print(f"\n{HEADER_GPU if gpu else HEADER}")
+
+    rows: list[Row] = []
+    for grid in [*((n,) for n in args.sizes), *args.grids]:
+        if args.time_limit is not None and time.perf_counter() - begin > args.time_limit:
+            print(f"not begun after {args.time_limit:g} s: {'x'.join(map(str, grid))} and what follows")
+            break
+        cell, rank = (args.cell_size, args.rank) if len(grid) == 1 else (args.cell_size_2d, args.rank_2d)
+        hierarchy = Hierarchy(grid, cell, rank, causal=args.causal and len(grid) == 1)
+        rows += (measured := measure(hierarchy, args, ceilings, memory))
+        print(table(measured, gpu), flush=True)
+        write(args, argv, device, rows)
+        if gpu:
+            torch._dynamo.reset()  # flex_attention is compiled for every size; PyTorch gives up after some
+            torch.cuda.empty_cache()
+    for method in ("fma", "linear"):
+        for step, fwd, both in growth(rows, KINDS[method].title):
+            print(f"{KINDS[method].title}, {step}: time x {fwd:.2f} forward, x {both:.2f} forward + backward")
     plot(rows, title, args.out / "attention.png")
     print(f"\nwrote {args.out / 'attention.json'} and {args.out / 'attention.png'}")
+    if failed := [row for row in rows if row.failed]:
+        names = dict.fromkeys(f"{row.method} on {'x'.join(map(str, row.grid))}" for row in failed)
+        print(f"failed: {', '.join(names)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

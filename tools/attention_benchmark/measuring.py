@@ -1,0 +1,249 @@
+"""Time and memory of the methods on one size, in rounds in which they take turns."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from cases import KINDS, Case, Kind, Method, work
+from floors import Ceilings
+from gate import Gate
+
+from fma_kernels import Hierarchy
+from fma_kernels.measure import milliseconds, peak_mib
+
+FLUSHED_BYTES = 2**28  # beyond any second-level cache
+TIMED_MS = 50  # of each method and pass in a round on a GPU
+
+
+@dataclass
+class Row:
+    """One method on one size; what was not measured is None.
+
+    Attributes:
+        method: title of the method.
+        grid: the size.
+        tokens: number of tokens.
+        forward_ms: time of the forward pass.
+        backward_ms: time of the backward pass alone, on a GPU.
+        forward_backward_ms: time of both together.
+        forward_mib: peak of what the forward pass allocates, output included.
+        forward_backward_mib: peak of what both passes allocate, output and gradients included.
+        forward_extra_mib: what ``forward_mib`` holds beyond the output.
+        forward_backward_extra_mib: what ``forward_backward_mib`` holds beyond output and gradients.
+        held_mib: inputs, output and gradients.
+        forward_floor_ms: the least time of the forward pass, where the ceilings are known.
+        backward_floor_ms: that of the backward pass.
+        reason: why the row has no figures.
+        failed: the method is wrong, or does not run although it should.
+    """
+
+    method: str
+    grid: list[int]
+    tokens: int
+    forward_ms: float | None = None
+    backward_ms: float | None = None
+    forward_backward_ms: float | None = None
+    forward_mib: float | None = None
+    forward_backward_mib: float | None = None
+    forward_extra_mib: float | None = None
+    forward_backward_extra_mib: float | None = None
+    held_mib: float | None = None
+    forward_floor_ms: float | None = None
+    backward_floor_ms: float | None = None
+    reason: str | None = None
+    failed: bool = False
+
+
+class Clock:
+    """Milliseconds that a function takes, until its results are there.
+
+    On a CPU it runs once. On a GPU it is the median of repetitions between two events, each after the second-level
+    cache was flushed. While the device flushes, the next calls are queued: their overhead counts only where it is
+    longer than the flush.
+
+    Args:
+        device: where the functions run.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._cache = torch.empty(FLUSHED_BYTES if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
+
+    def __call__(self, run: Callable[[], object]) -> float:
+        if self.device.type != "cuda":
+            return milliseconds(run, self.device)
+        once = event_milliseconds(run, 1, self._cache)
+        if once >= TIMED_MS:
+            return once
+        return event_milliseconds(run, min(20, int(TIMED_MS / max(once, 1e-3))), self._cache)
+
+
+def event_milliseconds(run: Callable[[], object], repetitions: int, cache: torch.Tensor) -> float:
+    """Median time between events around a function on a GPU, after a write that flushes the second-level cache.
+
+    Args:
+        run: what to time.
+        repetitions: how often.
+        cache: what is written; larger than the cache.
+    """
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)]
+    for start, end in pairs:
+        cache.zero_()
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in pairs)
+
+
+@dataclass
+class Entry:
+    """A method that is measured: its row, and the times of all rounds by pass."""
+
+    row: Row
+    method: Method
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+    def forward(self) -> torch.Tensor:
+        """The forward pass alone."""
+        with torch.no_grad():
+            return self.method.run()
+
+    def forward_backward(self) -> tuple[torch.Tensor | None, ...]:
+        """Both passes."""
+        return self.method.gradients(self.method.run(), self.method.grad)
+
+    def time(self, clock: Clock, label: str) -> None:
+        """One round of one pass: ``"forward"``, ``"backward"`` or ``"forward_backward"``."""
+        run = self.forward if label == "forward" else self.forward_backward
+        if label == "backward":
+            out = self.method.run()
+
+            def run() -> object:
+                return self.method.gradients(out, self.method.grad, retain_graph=True)
+
+        self.times.setdefault(label, []).append(clock(run))
+
+    def weigh(self, device: torch.device) -> None:
+        """Peaks of the memory; also the warm-up."""
+        row, method = self.row, self.method
+        gradients = [x for x in self.forward_backward() if x is not None]
+        self.forward()
+        inputs, output = _mib(*method.leaves.values(), method.grad), _mib(method.grad)
+        row.held_mib = inputs + output + _mib(*gradients)
+        results = output, output + _mib(*gradients)
+        del gradients
+        row.forward_mib = peak_mib(self.forward, device)
+        row.forward_backward_mib = peak_mib(self.forward_backward, device)
+        row.forward_extra_mib = row.forward_mib - results[0]
+        row.forward_backward_extra_mib = row.forward_backward_mib - results[1]
+
+
+def _mib(*tensors: torch.Tensor) -> float:
+    return sum(x.numel() * x.element_size() for x in tensors) / 2**20
+
+
+def measure(
+    hierarchy: Hierarchy, args: argparse.Namespace, ceilings: Ceilings | None = None, memory: int | None = None
+) -> list[Row]:
+    """Check and measure the methods on one size.
+
+    A method that is wrong is not timed, and one that cannot run is left out; their rows say why.
+
+    Args:
+        hierarchy: geometry.
+        args: the settings of the command line. A size gets no further round after ``budget`` seconds.
+        ceilings: what the device can do. With it, rows have floors, and a method whose rounds take longer than the
+            budget at the least is left out.
+        memory: bytes of the device; a method that does not fit is left out.
+    """
+    rows, entries, case, gate = [], [], None, None
+    device = torch.device(args.device)
+    for name in args.methods:
+        row = Row(KINDS[name].title, list(hierarchy.grid), hierarchy.num_tokens)
+        rows.append(row)
+        if ceilings is not None:
+            row.forward_floor_ms, row.backward_floor_ms = work(name, hierarchy, args).floors_ms(ceilings)
+        row.reason = _too_much(name, hierarchy, args, ceilings, memory)
+        if row.reason:
+            continue
+        with _Attempt(row, KINDS[name]):
+            if case is None:
+                case = Case(hierarchy, args)
+                gate = Gate(case)
+            method = case.method(name)
+            row.reason = gate.problem(KINDS[name], method)
+            row.failed = row.reason is not None
+            if not row.failed:
+                entry = Entry(row, method)
+                entry.weigh(device)
+                entries.append(entry)
+    _take_turns(entries, args, Clock(device))
+    return rows
+
+
+def _take_turns(entries: list[Entry], args: argparse.Namespace, clock: Clock) -> None:
+    # On a CPU the backward pass alone would make a long run longer, and tell nothing that the two do not.
+    alone = ["backward"] if clock.device.type == "cuda" else []
+    for label in ["forward", *alone, "forward_backward"]:
+        start = time.perf_counter()
+        for _ in range(args.rounds):
+            for entry in entries:
+                entry.time(clock, label)
+            if time.perf_counter() - start > args.budget:
+                break
+        for entry in entries:
+            setattr(entry.row, f"{label}_ms", statistics.median(entry.times[label]))
+
+
+def _too_much(
+    name: str, hierarchy: Hierarchy, args: argparse.Namespace, ceilings: Ceilings | None, memory: int | None
+) -> str | None:
+    """Why a method is not tried: it does not fit into memory, or takes too long."""
+    needed = work(name, hierarchy, args)
+    if memory is not None and needed.held_bytes > 0.9 * memory:
+        gib = [x / 2**30 for x in (needed.held_bytes, memory)]
+        return f"skipped: inputs, output and gradients take {gib[0]:.0f} GiB, the device has {gib[1]:.0f}"
+    if ceilings is None:
+        return None
+    # A round is each pass alone, and both together.
+    seconds = 2 * args.rounds * sum(needed.floors_ms(ceilings)) / 1e3
+    if seconds > args.budget:
+        return f"skipped: {args.rounds} rounds take {seconds:.0f} s or more (estimate), the budget is {args.budget:g} s"
+    return None
+
+
+class _Attempt:
+    """Lets a method fail without the others: its row says why. One of this project's fails the run."""
+
+    def __init__(self, row: Row, kind: Kind):
+        self.row, self.kind = row, kind
+        self._warnings = warnings.catch_warnings(record=True)
+
+    def __enter__(self) -> None:
+        self._seen = self._warnings.__enter__()
+        warnings.simplefilter("always")
+
+    def __exit__(self, kind, error, trace) -> bool:
+        self._warnings.__exit__(kind, error, trace)
+        if error is None or not isinstance(error, Exception):
+            return False
+        if isinstance(error, torch.OutOfMemoryError):
+            self.row.reason = "skipped: out of memory"
+            return True
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if self.kind.own:
+            self.row.reason, self.row.failed = f"failed: {type(error).__name__}: {message}", True
+            traceback.print_exception(error)
+            return True
+        # PyTorch warns why a backend of SDPA does not take the input, before it raises that there is none left.
+        why = dict.fromkeys(str(warning.message).partition(" (Triggered")[0] for warning in self._seen)
+        self.row.reason = f"refused: {' '.join([message, *why])}"
+        return True
