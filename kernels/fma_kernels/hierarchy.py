@@ -47,10 +47,12 @@ class Hierarchy:
     causal: bool = False
 
     def __post_init__(self):
-        grid = (self.grid,) if isinstance(self.grid, int) else tuple(self.grid)
-        object.__setattr__(self, "grid", grid)
+        grid = (self.grid,) if isinstance(self.grid, (int, torch.SymInt)) else tuple(self.grid)
         require(1 <= len(grid) <= 3, "grid", grid, "one, two or three axes")
-        require(all(isinstance(n, int) and n >= 1 for n in grid), "grid", grid, "a positive integer per axis")
+        positive = all(isinstance(n, (int, torch.SymInt)) and n >= 1 for n in grid)
+        require(positive, "grid", grid, "a positive integer per axis")
+        # Under torch.compile with dynamic shapes these are symbols. Levels and tables need numbers: one graph per grid.
+        object.__setattr__(self, "grid", tuple(int(n) for n in grid))
         require(isinstance(self.cell_size, int) and self.cell_size >= 1, "cell_size", self.cell_size, "an integer >= 1")
         require(isinstance(self.rank, int) and self.rank >= 1, "rank", self.rank, "an integer >= 1")
         require(

@@ -282,7 +282,7 @@ def test_activation_checkpointing_with_images_of_several_sizes(reentrant):
 def test_it_compiles_for_every_size_of_image():
     model = convert_attention(trained(seg, num_layers=1, out_indices=-1), 4)
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="eager", dynamic=False)
+    compiled = torch.compile(model, backend="eager")
     for size in (LARGE, LARGE[::-1]):
         torch.testing.assert_close(flat(compiled(images(size))), flat(model(images(size))))
 

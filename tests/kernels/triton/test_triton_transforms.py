@@ -60,6 +60,21 @@ def test_compiles_in_one_graph_for_any_length(linear):
         assert_same(results(compiled, module, x), results(module, module, x))
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_compiles_with_a_grid_of_symbols(backend):
+    """The grid comes from the shape of an image: symbols, where shapes are dynamic."""
+    attention = FMAttention(32, 2, 4, 2, ndim=2, backend=backend).to(DEVICE)
+
+    def model(image):
+        return attention(image.flatten(1, 2), image.shape[1:3]).view_as(image)
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for height, width in ((12, 14), (13, 9)):
+        image = torch.randn(1, height, width, 32, device=DEVICE)
+        torch.testing.assert_close(compiled(image), model(image), rtol=1e-4, atol=1e-5)
+
+
 class OfLength(torch.nn.Module):
     """A model of sequences of one length."""
 
