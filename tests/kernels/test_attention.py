@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fma_kernels import Hierarchy, SummaryBasis, aggregate, fma_attention, fma_linear_attention
 from fma_kernels.backends import torch_attention
-from fma_kernels.backends.torch_geometry import Geometry
+from fma_kernels.backends.call import Geometry, Options
 
 BOTH = pytest.mark.parametrize("linear", [False, True], ids=["fma", "fma_linear"])
 
@@ -323,7 +323,7 @@ def test_memory_grows_linearly():
     for n in (2**14, 2**16):
         hierarchy = Hierarchy((n,), 64, 4)
         x, s = torch.randn(1, 1, n, 4), torch.randn(1, 1, hierarchy.num_summaries, 4)
-        options = torch_attention.Options(0.5, True, None, None, None, 0.0, None)
+        options = Options(0.5, True, None, None, None, 0.0, None)
         geometry = Geometry(hierarchy, 0, True)
         with LargestTensor() as largest:
             out, lse = torch_attention.forward(geometry, x, [x, s], [x, s], options)

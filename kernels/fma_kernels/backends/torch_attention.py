@@ -10,46 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..layout import from_cells, to_cells, to_coarser_level, to_finer_level
+from .call import Geometry, Options
 from .chunks import Scratch, chunk_size, head_groups
-from .torch_geometry import Geometry, bias, sub_block_of_query, tables
-
-
-@dataclass(frozen=True)
-class Options:
-    """What both directions of one call take beside the tensors that attend to each other.
-
-    ``carry`` and ``carry_lse`` are a partial result (output and log-sum-exp) of the next coarser level: (B, H,
-    summaries of that level, d) and (B, H, summaries). A query takes part with that of the sub-block it lies in.
-    """
-
-    scale: float
-    group_bias: bool
-    mask: Tensor | None
-    carry: Tensor | None
-    carry_lse: Tensor | None
-    dropout_p: float
-    seed: Tensor | None
-
-    def of(self, part: tuple[slice, slice]) -> Options:
-        """The options of a slice (batch, heads)."""
-        mask = None if self.mask is None else self.mask[part[0]]
-        carry, carry_lse = (None if x is None else x[part] for x in (self.carry, self.carry_lse))
-        return replace(self, mask=mask, carry=carry, carry_lse=carry_lse)
-
-    def carrying(self, out: Tensor, lse: Tensor) -> Options:
-        """The options of the next finer level."""
-        return replace(self, carry=out, carry_lse=lse)
-
-    def generator(self, device: torch.device, level: int) -> torch.Generator | None:
-        """Where the dropout of all chunks of a level comes from, in order; None without dropout."""
-        return torch.Generator(device).manual_seed(int(self.seed) + level) if self.dropout_p else None
+from .torch_geometry import bias, sub_block_of_query, tables
 
 
 @dataclass(frozen=True)

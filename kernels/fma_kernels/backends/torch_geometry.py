@@ -1,64 +1,16 @@
-"""What the blockwise backend derives from a geometry: layouts by cell, index tables, biases."""
+"""What the blockwise backend derives from a geometry: index tables, biases, sub-blocks."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..hierarchy import EMPTY, Hierarchy
-from ..layout import (
-    from_cells,
-    summaries_from_cells,
-    summaries_to_cells,
-    to_cells,
-    token_counts,
-    tokens_from_cells,
-    tokens_to_cells,
-)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What is fixed about one call: the hierarchy, whose queries read (level 0: tokens), and whether far keys exist."""
-
-    hierarchy: Hierarchy
-    level: int
-    far: bool
-
-    @property
-    def cells(self) -> int:
-        """Number of query cells."""
-        return math.prod(self.hierarchy.cells(max(1, self.level)))
-
-    @property
-    def diagonal(self) -> bool:
-        """Whether the own cell is among the keys and must not look ahead."""
-        return self.hierarchy.causal and self.level == 0
-
-    def query_to_cells(self, x: Tensor) -> Tensor:
-        """Queries (B, H, n, d) by cell: (B * H, cells, T, d)."""
-        if self.level == 0:
-            return tokens_to_cells(x, self.hierarchy).flatten(0, 1)
-        return to_cells(x, self.hierarchy.cells(self.level), self.hierarchy.rank).flatten(0, 1)
-
-    def query_from_cells(self, x: Tensor, batch: int) -> Tensor:
-        """Inverse of :meth:`query_to_cells`."""
-        x = x.unflatten(0, (batch, -1))
-        if self.level == 0:
-            return tokens_from_cells(x, self.hierarchy)
-        return from_cells(x, self.hierarchy.cells(self.level), self.hierarchy.rank).flatten(2, -2)
-
-    def far_to_cells(self, x: Tensor) -> Tensor:
-        """Summaries (B, H, S, d) of all levels by cell: (B * H, cells of all levels, rank**D, d)."""
-        return summaries_to_cells(x, self.hierarchy).flatten(0, 1)
-
-    def far_from_cells(self, x: Tensor, batch: int) -> Tensor:
-        """Inverse of :meth:`far_to_cells`."""
-        return summaries_from_cells(x.unflatten(0, (batch, -1)), self.hierarchy)
+from ..hierarchy import EMPTY
+from ..layout import summaries_to_cells, to_cells, token_counts, tokens_to_cells
+from .call import Geometry
 
 
 @lru_cache(maxsize=64)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backends import torch_attention
-from ..backends.torch_attention import Options
-from ..backends.torch_geometry import Geometry
+from ..backends.call import Geometry, Options
 from ..hierarchy import Hierarchy
 from .forward_mode import refuse_forward_mode
 

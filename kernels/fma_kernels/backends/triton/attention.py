@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ...layout import token_counts
-from ..torch_attention import Options
-from ..torch_geometry import Geometry
+from ..call import Geometry, Options
 from . import attention_kernels as kernels
 from .schedule import Schedule, carry_rows, far_key_schedule, key_schedule, query_schedule
 from .tuning import Tiling, padded, tiling

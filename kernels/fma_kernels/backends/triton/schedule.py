@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...hierarchy import EMPTY
 from ...layout import summaries_to_cells, to_cells, token_counts, tokens_to_cells
-from ..torch_geometry import Geometry
+from ..call import Geometry
 
 #: Cells that one item may own: the bits of an int32.
 _MAX_GROUPS = 32

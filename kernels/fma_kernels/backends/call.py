@@ -1,0 +1,90 @@
+"""What one pass over one level is about, in every backend: its geometry and its options."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..hierarchy import Hierarchy
+from ..layout import (
+    from_cells,
+    summaries_from_cells,
+    summaries_to_cells,
+    to_cells,
+    tokens_from_cells,
+    tokens_to_cells,
+)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is fixed about one call: the hierarchy, whose queries read (level 0: tokens), and whether far keys exist."""
+
+    hierarchy: Hierarchy
+    level: int
+    far: bool
+
+    @property
+    def cells(self) -> int:
+        """Number of query cells."""
+        return math.prod(self.hierarchy.cells(max(1, self.level)))
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether the own cell is among the keys and must not look ahead."""
+        return self.hierarchy.causal and self.level == 0
+
+    def query_to_cells(self, x: Tensor) -> Tensor:
+        """Queries (B, H, n, d) by cell: (B * H, cells, T, d)."""
+        if self.level == 0:
+            return tokens_to_cells(x, self.hierarchy).flatten(0, 1)
+        return to_cells(x, self.hierarchy.cells(self.level), self.hierarchy.rank).flatten(0, 1)
+
+    def query_from_cells(self, x: Tensor, batch: int) -> Tensor:
+        """Inverse of :meth:`query_to_cells`."""
+        x = x.unflatten(0, (batch, -1))
+        if self.level == 0:
+            return tokens_from_cells(x, self.hierarchy)
+        return from_cells(x, self.hierarchy.cells(self.level), self.hierarchy.rank).flatten(2, -2)
+
+    def far_to_cells(self, x: Tensor) -> Tensor:
+        """Summaries (B, H, S, d) of all levels by cell: (B * H, cells of all levels, rank**D, d)."""
+        return summaries_to_cells(x, self.hierarchy).flatten(0, 1)
+
+    def far_from_cells(self, x: Tensor, batch: int) -> Tensor:
+        """Inverse of :meth:`far_to_cells`."""
+        return summaries_from_cells(x.unflatten(0, (batch, -1)), self.hierarchy)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both directions of one call take beside the tensors that attend to each other.
+
+    ``carry`` and ``carry_lse`` are a partial result (output and log-sum-exp) of the next coarser level: (B, H,
+    summaries of that level, d) and (B, H, summaries). A query takes part with that of the sub-block it lies in.
+    """
+
+    scale: float
+    group_bias: bool
+    mask: Tensor | None
+    carry: Tensor | None
+    carry_lse: Tensor | None
+    dropout_p: float
+    seed: Tensor | None
+
+    def of(self, part: tuple[slice, slice]) -> Options:
+        """The options of a slice (batch, heads)."""
+        mask = None if self.mask is None else self.mask[part[0]]
+        carry, carry_lse = (None if x is None else x[part] for x in (self.carry, self.carry_lse))
+        return replace(self, mask=mask, carry=carry, carry_lse=carry_lse)
+
+    def carrying(self, out: Tensor, lse: Tensor) -> Options:
+        """The options of the next finer level."""
+        return replace(self, carry=out, carry_lse=lse)
+
+    def generator(self, device: torch.device, level: int) -> torch.Generator | None:
+        """Where the dropout of all chunks of a level comes from, in order; None without dropout."""
+        return torch.Generator(device).manual_seed(int(self.seed) + level) if self.dropout_p else None
