@@ -16,6 +16,32 @@ SIZES += ["slices", "partials", "first_sequence"]
 SIZES += [f"{x}_{axis}" for x in ("q", "k", "v", "fk", "fv", "g") for axis in "bhn"]
 
 
+@triton.jit
+def _read(
+    K, V, FAR_K, FAR_V, BIAS, PARTNERS, BITS, start, end, q, rows, own_group, scale, keys, k_n, v_n, fk_n, fv_n,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_DIM: tl.constexpr,
+    HAS_FAR: tl.constexpr, HAS_BITS: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The next tile of keys and values that queries read: their rows, themselves, and the logits of all pairs."""
+    entry = start + tl.arange(0, BLOCK)
+    partners = tl.load(PARTNERS + entry, mask=entry < end, other=-1)
+    bias = tl.load(BIAS + partners, mask=partners >= 0, other=float("-inf"))
+    if HAS_FAR:
+        k = load_two(K, FAR_K, partners, keys, k_n, fk_n, DIM, BLOCK_DIM)
+        v = load_two(V, FAR_V, partners, keys, v_n, fv_n, DIM, BLOCK_DIM)
+    else:
+        k = load_rows(K, partners, k_n, DIM, BLOCK_DIM)
+        v = load_rows(V, partners, v_n, DIM, BLOCK_DIM)
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E) + bias[None, :]
+    if HAS_BITS:
+        bits = tl.load(BITS + entry, mask=entry < end, other=0)
+        logits = tl.where(paired(bits, own_group), logits, float("-inf"))
+    if CAUSAL:
+        later = (partners[None, :] > rows[:, None]) & (partners < keys)[None, :]
+        logits = tl.where(later, float("-inf"), logits)
+    return partners, k, v, logits
+
+
 @triton.jit(do_not_specialize=SIZES)
 def attend_forward(
     Q, K, V, FAR_K, FAR_V, BIAS, CARRY, CARRY_LSE, CARRY_ROWS, SEED, OUT, LSE,
@@ -51,22 +77,10 @@ def attend_forward(
 
     begin, end = tl.load(FIRST + item), tl.load(FIRST + item + 1)
     for start in range(begin, end, BLOCK):
-        entry = start + tl.arange(0, BLOCK)
-        partners = tl.load(PARTNERS + entry, mask=entry < end, other=-1)
-        bias = tl.load(BIAS + partners, mask=partners >= 0, other=float("-inf"))
-        if HAS_FAR:
-            k = load_two(K, FAR_K, partners, keys, k_n, fk_n, DIM, BLOCK_DIM)
-            v = load_two(V, FAR_V, partners, keys, v_n, fv_n, DIM, BLOCK_DIM)
-        else:
-            k = load_rows(K, partners, k_n, DIM, BLOCK_DIM)
-            v = load_rows(V, partners, v_n, DIM, BLOCK_DIM)
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E) + bias[None, :]
-        if HAS_BITS:
-            bits = tl.load(BITS + entry, mask=entry < end, other=0)
-            logits = tl.where(paired(bits, own_group), logits, float("-inf"))
-        if CAUSAL:
-            later = (partners[None, :] > rows[:, None]) & (partners < keys)[None, :]
-            logits = tl.where(later, float("-inf"), logits)
+        partners, _, v, logits = _read(
+            K, V, FAR_K, FAR_V, BIAS, PARTNERS, BITS, start, end, q, rows, own_group, scale, keys, k_n, v_n, fk_n, fv_n,
+            DIM, BLOCK, BLOCK_DIM, HAS_FAR, HAS_BITS, CAUSAL, PRECISION,
+        )  # fmt: skip
         new_peak = tl.maximum(peak, tl.max(logits, 1))
         safe_peak = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # nothing was read yet
         probability = tl.exp2(logits - safe_peak[:, None])
@@ -119,22 +133,10 @@ def attend_backward_queries(
     acc = tl.zeros([BLOCK_OWN, BLOCK_DIM], tl.float32)
     begin, end = tl.load(FIRST + item), tl.load(FIRST + item + 1)
     for start in range(begin, end, BLOCK):
-        entry = start + tl.arange(0, BLOCK)
-        partners = tl.load(PARTNERS + entry, mask=entry < end, other=-1)
-        bias = tl.load(BIAS + partners, mask=partners >= 0, other=float("-inf"))
-        if HAS_FAR:
-            k = load_two(K, FAR_K, partners, keys, k_n, fk_n, DIM, BLOCK_DIM)
-            v = load_two(V, FAR_V, partners, keys, v_n, fv_n, DIM, BLOCK_DIM)
-        else:
-            k = load_rows(K, partners, k_n, DIM, BLOCK_DIM)
-            v = load_rows(V, partners, v_n, DIM, BLOCK_DIM)
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E) + bias[None, :]
-        if HAS_BITS:
-            bits = tl.load(BITS + entry, mask=entry < end, other=0)
-            logits = tl.where(paired(bits, own_group), logits, float("-inf"))
-        if CAUSAL:
-            later = (partners[None, :] > rows[:, None]) & (partners < keys)[None, :]
-            logits = tl.where(later, float("-inf"), logits)
+        partners, k, v, logits = _read(
+            K, V, FAR_K, FAR_V, BIAS, PARTNERS, BITS, start, end, q, rows, own_group, scale, keys, k_n, v_n, fk_n, fv_n,
+            DIM, BLOCK, BLOCK_DIM, HAS_FAR, HAS_BITS, CAUSAL, PRECISION,
+        )  # fmt: skip
         probability = tl.exp2(logits - lse[:, None])
         change = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
         if HAS_DROPOUT:
