@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .backends.selection import BACKENDS
 from .checks import require
+from .decoding import DecodingState
 from .functional import fma_attention, fma_linear_attention
 from .hierarchy import Hierarchy
 from .summaries import SummaryBasis, aggregate
@@ -107,6 +108,18 @@ class CoreAttention(nn.Module):
         # does not have.
         unread = self._unread_weights(hierarchy) if torch.is_grad_enabled() else []
         return out + sum(0 * parameter.sum() for parameter in unread) if unread else out
+
+    def decoding_state(self) -> DecodingState:
+        """An empty state with which this attention decodes token by token; one per layer and generation.
+
+        Raises:
+            ValueError: the attention is not causal, or it summarises queries.
+        """
+        require(self.causal, "causal", self.causal, "True, to decode")
+        require(self.query_basis is None, "query_summaries", True, "False, to decode")
+        return DecodingState(
+            self.key_basis, self.value_basis, group_bias=self.group_bias, scale=self.qk_scale, backend=self.backend
+        )
 
     def _bases(self) -> dict[str, SummaryBasis]:
         return {name: module for name, module in self.named_children() if isinstance(module, SummaryBasis)}
@@ -213,8 +226,31 @@ class FMAttention(CoreAttention):
         plus = f" and {self.num_global_tokens} global ones" if self.num_global_tokens else ""
         expected = f"the {math.prod(grid)} tokens of {tuple(grid)}{plus}"
         require(x.shape[1] == length, "x.shape", tuple(x.shape), expected)
+        out = self.attend(*self._project(x), grid, key_padding_mask, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+    @torch.no_grad()
+    def decode(self, x: Tensor, state: DecodingState, key_padding_mask: Tensor | None = None) -> Tensor:
+        """The outputs of :meth:`forward` for the next tokens of a sequence, without dropout and gradients.
+
+        Args:
+            x: (B, T, C) the prompt, or the tokens that follow those that ``state`` has.
+            state: from :meth:`decoding_state`; takes the tokens.
+            key_padding_mask: (B, T) bool, True = ignore the token.
+
+        Returns:
+            (B, T, C) in the dtype of the projections.
+
+        Raises:
+            ValueError: the shapes do not fit together.
+        """
+        require(x.ndim == 3, "x.shape", tuple(x.shape), "three dimensions (B, T, C)")
+        take = state.step if state.num_tokens else state.prefill
+        out = take(*self._project(x), key_padding_mask)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens, (B, H, tokens, d) each."""
         require(x.shape[2] == self.embed_dims, "x.shape", tuple(x.shape), f"{self.embed_dims} channels")
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, G + N, d) each
-        out = self.attend(q, k, v, grid, key_padding_mask, self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
