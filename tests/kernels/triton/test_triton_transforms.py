@@ -228,16 +228,20 @@ def test_another_length_compiles_no_kernel(linear):
     """A cell of 8 and n from 100 to 1000: after the first, every launch finds its kernel."""
     import triton
 
-    module = make_module(linear)
+    module = FMAttention(56, 2, 8, 2, query_summaries=linear).to(DEVICE)  # head dimension 28, which no other test has
     compiled = []
+
+    def step(n):
+        results(module, module, torch.randn(1, n, 56, device=DEVICE, requires_grad=True))
+
     hook = triton.knobs.runtime.jit_post_compile_hook
     triton.knobs.runtime.jit_post_compile_hook = lambda **options: compiled.append(options)
     try:
-        results(module, module, tokens(100))
+        step(100)
         first = len(compiled)
         assert first
         for n in (101, 128, 333, 1000):
-            results(module, module, tokens(n))
+            step(n)
         assert len(compiled) == first
     finally:
         triton.knobs.runtime.jit_post_compile_hook = hook
