@@ -52,6 +52,8 @@ def python(code, *arguments, absent=ABSENT, **variables):
 def test_without_a_gpu_it_says_so_in_a_line():
     for command in (["make", "-s", "gpu-check", f"PYTHON={sys.executable}"], [sys.executable, "tools/gpu_check.py"]):
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}
+        for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # the tests may be run by make themselves
+            environment.pop(name, None)
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 2
         (line,) = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
