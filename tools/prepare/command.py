@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -13,16 +13,21 @@ from unpacking import unpack
 
 
 class Dataset(ABC):
-    """A data set that its users download as archives."""
+    """A data set that its users download as archives, or that is made of what every machine has."""
 
     title: ClassVar[str]
-    page: ClassVar[str]  # where the archives are downloaded
+    page: ClassVar[str]  # where the archives are downloaded, if there are any
     folder: ClassVar[str]  # where the configs expect the data set
 
     @property
     @abstractmethod
     def archives(self) -> tuple[Archive, ...]:
         """The archives."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files to unpack, about; to show how far the work has come."""
+        return sum(archive.size for archive in self.archives)
 
     @abstractmethod
     def members(self, *paths: Path) -> Iterator[Member]:
@@ -43,6 +48,14 @@ class Dataset(ABC):
             root: the folder.
         """
 
+    def remarks(self, root: Path) -> Iterator[str]:
+        """What to say of the data set in a folder when nothing is wrong with it, in lines.
+
+        Args:
+            root: the folder.
+        """
+        yield from ()
+
 
 def main(dataset: Dataset, argv: list[str] | None = None) -> None:
     """Prepare or check a data set as the command line asks for; mistakes end the program with status 2.
@@ -53,12 +66,13 @@ def main(dataset: Dataset, argv: list[str] | None = None) -> None:
     """
     names = ", ".join(archive.name for archive in dataset.archives)
     parser = ArgumentParser(
-        description=f"Unpack {dataset.title} into the folder that the configs expect. A run that was interrupted "
+        description=f"Put {dataset.title} into the folder that training expects. A run that was interrupted "
         "continues where it stopped when it is started again; files that are there are never overwritten.",
     )
-    parser.add_argument(
-        "archives", nargs="?", type=Path, metavar="ARCHIVES", help=f"folder with {names}, from {dataset.page}"
-    )
+    if dataset.archives:
+        parser.add_argument(
+            "archives", nargs="?", type=Path, metavar="ARCHIVES", help=f"folder with {names}, from {dataset.page}"
+        )
     parser.add_argument("--out", type=Path, default=Path(dataset.folder), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--check", action="store_true", help="check the data set in DIR instead, without the archives")
     parser.add_argument(
@@ -66,8 +80,8 @@ def main(dataset: Dataset, argv: list[str] | None = None) -> None:
         action="store_true",
         help="trust sizes: do not compare the archives' hashes, nor the contents of files that are there already",
     )
-    args = parser.parse_args(argv)
-    if args.check == (args.archives is not None):
+    args = parser.parse_args(argv, Namespace(archives=None))
+    if dataset.archives and args.check == (args.archives is not None):
         parser.error("expected either ARCHIVES, the folder with the downloaded archives, or --check")
     try:
         if not args.check:
@@ -82,12 +96,12 @@ def main(dataset: Dataset, argv: list[str] | None = None) -> None:
         parser.exit(130, f"{parser.prog}: interrupted; the same command continues where it stopped\n")
 
 
-def prepare(dataset: Dataset, source: Path, out: Path, verify: bool) -> None:
+def prepare(dataset: Dataset, source: Path | None, out: Path, verify: bool) -> None:
     """Unpack a data set.
 
     Args:
         dataset: the data set.
-        source: the folder with its archives; of a single one, also its path.
+        source: the folder with its archives; of a single one, also its path. None if it has no archives.
         out: the folder to unpack into.
         verify: compare hashes and contents, not sizes alone.
 
@@ -103,8 +117,7 @@ def prepare(dataset: Dataset, source: Path, out: Path, verify: bool) -> None:
     if verify:
         for archive, path in zip(archives, paths, strict=True):
             archive.check_digest(path)
-    total = sum(archive.size for archive in archives)
-    unpack(lambda: dataset.members(*paths), out, total, compare=verify)
+    unpack(lambda: dataset.members(*paths), out, dataset.size, compare=verify)
 
 
 def check(dataset: Dataset, root: Path) -> None:
@@ -120,3 +133,5 @@ def check(dataset: Dataset, root: Path) -> None:
     if problems := list(dataset.problems(root)):
         raise DataError("; ".join(problems))
     print(f"{root}: {dataset.title}, complete")
+    for line in dataset.remarks(root):
+        print(line)

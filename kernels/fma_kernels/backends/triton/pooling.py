@@ -41,10 +41,11 @@ def config(head_dim: int, summaries: int, fanout: int) -> Config:
     """The configuration for cells of ``summaries`` summaries with ``fanout`` children each.
 
     With 32 cells in a block, each thread holds 8 numbers of every summary. All pairs of the summaries of two levels are
-    unrolled, so that only small cells take several levels per launch.
+    unrolled, which takes the compiler seconds per level: only small cells take several levels per launch, and those
+    few.
     """
     part = max(k for k in range(1, 9) if summaries % k == 0)
-    levels = {2: 5, 4: 3, 8: 2}[fanout] if summaries <= 4 else 1
+    levels = {2: 4, 4: 3, 8: 2}[fanout] if summaries <= 4 else 1
     leaves = 32 if part <= 4 else 16
     return Config(min(32, triton.next_power_of_2(head_dim)), part, levels, leaves // fanout ** (levels - 1))
 

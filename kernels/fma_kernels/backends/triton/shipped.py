@@ -67,8 +67,8 @@ _BITS = dict(HAS_BITS=True)
 _LINEAR = dict(HAS_FAR=False, HAS_CARRY=True)
 _SUMMARIES = dict(OUT="*fp32", GRAD_OUT="*fp32")
 
-#: Of the summaries, the cells that are "usual": as many summaries per cell as usual, and quickly compiled.
-_USUAL_CELLS = "2D r8 p2 bf16"
+#: Of the summaries, the cells that are "usual": those that sequences and images have most.
+_USUAL_CELLS = ("1D r64 p4 bf16", "2D r8 p2 bf16")
 
 #: By option: the kernels that it makes a difference to, changed constants and changed types.
 _OPTIONS: list[tuple[str, tuple[str, ...], dict[str, Any], dict[str, str]]] = [
@@ -92,7 +92,7 @@ def cases() -> Iterator[Case]:
             for kernel, tiling in zip(KERNELS, tilings, strict=True):
                 case = _attention(f"{kernel} {name} d{dim}", kernel, tiling, dtype, dim, precision)
                 # float16 and bfloat16 differ in the types of the instructions alone
-                yield case._replace(tier="usual") if name == "fp16" else case
+                yield case._replace(tier="all") if name == "fp16" else case
     for option, of_kernels, constants, types in _OPTIONS:
         for kernel in of_kernels:
             tiling, name = TILINGS[2, 64][KERNELS.index(kernel)], f"{kernel} bf16 d64, {option}"
