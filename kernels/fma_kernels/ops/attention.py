@@ -93,7 +93,7 @@ def _attend(
             geometry = Geometry(hierarchy, 0, far=True)
             out, lse = work.forward(geometry, query, [key, far_key], [value, far_value], options)
             return out, lse, far_out, far_lse
-        levels = [*zip(*(x.split(hierarchy.level_sizes, 2) for x in (far_query, far_key, far_value)), strict=True)]
+        levels = _by_level(hierarchy, far_query, far_key, far_value)
         results = [*_levels(hierarchy, far_out, far_lse, query)]
         for level in reversed(hierarchy.levels):
             q, k, v = levels[level - 1]
@@ -134,7 +134,7 @@ def _attend_backward(
         if far_query is None:
             geometry, keys, values = Geometry(hierarchy, 0, far=True), [key, far_key], [value, far_value]
             return work.backward(geometry, grad_out, grad_lse, out, lse, query, keys, values, options)
-        levels = [*zip(*(x.split(hierarchy.level_sizes, 2) for x in (far_query, far_key, far_value)), strict=True)]
+        levels = _by_level(hierarchy, far_query, far_key, far_value)
         inputs = [(query, key, value), *levels]
         results = [(out, lse), *_levels(hierarchy, far_out, far_lse, query)]
         grads = []
@@ -158,6 +158,11 @@ def _backend(name: str, query: Tensor) -> Iterator[ModuleType]:
 
     with torch.cuda.device_of(query):
         yield attention
+
+
+def _by_level(hierarchy: Hierarchy, *summaries: Tensor) -> list[tuple[Tensor, ...]]:
+    """Summaries of all levels, (B, H, S, d) each, as those of every level, finest first."""
+    return [*zip(*(x.split(hierarchy.level_sizes, 2) for x in summaries), strict=True)]
 
 
 def _empty_levels(query: Tensor, far_query: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -193,11 +198,15 @@ _NUM_DIFFERENTIABLE = 6
 
 def _attend_setup(ctx, inputs, output):
     tensors, ctx.rest = inputs[:8], inputs[8:]
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)  # zeros for those would be as large as all query summaries
     ctx.save_for_backward(*tensors, *output)
 
 
 def _attend_gradients(ctx, grad_out, grad_lse, *_):
     *tensors, out, lse, far_out, far_lse = ctx.saved_tensors
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
     grads = iter(_attend_backward(grad_out, grad_lse, out, lse, far_out, far_lse, *tensors, *ctx.rest))
     by_argument = [None if x is None else next(grads) for x in tensors[:_NUM_DIFFERENTIABLE]]
     return *by_argument, *[None] * (len(tensors) + len(ctx.rest) - _NUM_DIFFERENTIABLE)
