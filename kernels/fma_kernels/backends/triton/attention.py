@@ -201,15 +201,15 @@ def _tables(schedule: Schedule) -> tuple[Tensor, ...]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """With channels next to each other and rows that begin at multiples of 16 bytes, if their length is one.
+    """With channels next to each other, and rows that are aligned as the kernels assume.
 
-    That is how the kernels read them; the strides are otherwise theirs to follow, without a copy.
+    They begin at multiples of the power of two that divides their length, up to 16 bytes. The strides are otherwise
+    for the kernels to follow, without a copy.
     """
-    size = x.element_size()
-    aligned = x.data_ptr() % 16 == 0 and all(stride * size % 16 == 0 for stride in x.stride()[:3])
-    if x.stride(-1) == 1 and (aligned or x.shape[-1] * size % 16):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
+    size, length = x.element_size(), x.shape[-1] * x.element_size()
+    alignment = min(16, length & -length)
+    aligned = x.data_ptr() % alignment == 0 and all(stride * size % alignment == 0 for stride in x.stride()[:3])
+    return x if x.stride(-1) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def _floats(x: Tensor) -> Tensor:

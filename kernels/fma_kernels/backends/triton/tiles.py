@@ -27,12 +27,12 @@ def _mask(rows, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
 def _channels(row, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """Addresses of a row's channels, from that of the first, (rows, 1).
 
-    Rows begin at multiples of 16 bytes wherever their length is one: the callers see to it. The compiler does not.
+    Rows begin at multiples of the power of two that divides their length, up to 16 bytes. The callers see to it; the
+    compiler has to be told.
     """
-    address = row + tl.arange(0, BLOCK_DIM)[None, :]
-    if (DIM * row.dtype.element_ty.primitive_bitwidth) % 128 == 0:
-        address = tl.multiple_of(address, [16, 16])
-    return address
+    BYTES: tl.constexpr = DIM * row.dtype.element_ty.primitive_bitwidth // 8
+    ALIGNMENT: tl.constexpr = 16 if BYTES % 16 == 0 else 8 if BYTES % 8 == 0 else 4 if BYTES % 4 == 0 else 2
+    return tl.multiple_of(row + tl.arange(0, BLOCK_DIM)[None, :], [ALIGNMENT, ALIGNMENT])
 
 
 @triton.jit
