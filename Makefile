@@ -44,7 +44,7 @@ demo-seg: $(STAMP)
 
 # Two processes of one thread each: more threads than cores wait for one another.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --durations=10
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal --durations=10
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
