@@ -11,7 +11,7 @@ from .tiles import LN_2, LOG2_E, dropout_factor, load_rows, load_two, locate, pa
 
 #: Arguments whose values and alignment change with the input but need no kernel of their own. How rows are aligned,
 #: :func:`.tiles._channels` tells the compiler.
-SIZES = ["Q", "K", "V", "FAR_K", "FAR_V", "GRAD_OUT", "BIAS"]
+SIZES = ["Q", "K", "V", "FAR_K", "FAR_V", "OUT", "LSE", "CARRY", "CARRY_LSE", "GRAD_OUT", "BIAS"]
 SIZES += ["level", "items", "slots", "group", "heads", "queries", "keys", "carries", "rows", "bias_stride"]
 SIZES += ["slices", "partials", "first_sequence"]
 SIZES += [f"{x}_{axis}" for x in ("q", "k", "v", "fk", "fv", "g") for axis in "bhn"]
