@@ -99,7 +99,7 @@ class _Call:
     def _carry_to_blocks(self, x: Tensor) -> Tensor:
         hierarchy, level = self.geometry.hierarchy, self.geometry.level
         x = to_finer_level(x, hierarchy, level) if level else x
-        return to_cells(x, hierarchy.cells(max(1, self.geometry.level)), hierarchy.rank).flatten(0, 2).to(self.dtype)
+        return to_cells(x, hierarchy.cells(max(1, level)), hierarchy.rank).flatten(0, 2).to(self.dtype)
 
     def carry_from_blocks(self, x: Tensor) -> Tensor:
         """Gradient of the carry in its own layout."""
