@@ -1,0 +1,117 @@
+"""Self-attention as fairseq's layers call it."""
+
+from __future__ import annotations
+
+import math
+
+from fairseq.incremental_decoding_utils import with_incremental_state
+from fairseq.modules.quant_noise import quant_noise
+from torch import Tensor, nn
+
+from .core import Core
+from .rotary import rotate
+
+STATE = "decoding"  # under this name lies what the attention keeps between steps of generation
+
+
+@with_incremental_state
+class SelfAttention(nn.Module):
+    """Projections around an attention over heads; the parameters have the names that fairseq's own attention gives them.
+
+    Args:
+        embed_dim: channels C.
+        num_heads: attention heads H.
+        core: the attention between the projections.
+        rotary: rotate queries and keys by their positions.
+        q_noise, qn_block_size: fairseq's quantization noise of the projections.
+
+    Raises:
+        ValueError: C is not a multiple of H, or rotary positions meet an odd C / H.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        core: Core,
+        *,
+        rotary: bool = False,
+        q_noise: float = 0.0,
+        qn_block_size: int = 8,
+    ):
+        super().__init__()
+        self.num_heads, self.head_dim, self.rotary = num_heads, embed_dim // num_heads, rotary
+
+        def projection(gain: float) -> nn.Module:
+            linear = nn.Linear(embed_dim, embed_dim)
+            nn.init.xavier_uniform_(linear.weight, gain)
+            nn.init.zeros_(linear.bias)
+            return quant_noise(linear, q_noise, qn_block_size)
+
+        self.q_proj, self.v_proj = projection(1 / math.sqrt(2)), projection(1 / math.sqrt(2))
+        self.k_proj = None if core.shared_query_key else projection(1 / math.sqrt(2))
+        self.out_proj = projection(1.0)
+        self.core = core
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: dict | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        **unused,
+    ) -> tuple[Tensor, None]:
+        """Attend.
+
+        Args:
+            query: (N, B, C); keys and values are made of it as well.
+            key, value: ignored, as fairseq's layers give ``query`` for them.
+            key_padding_mask: (B, N) bool, True = padding, on the right. A causal attention needs none.
+            incremental_state: fairseq's; ``query`` has the tokens that follow those that were given with it before.
+            need_weights: ignored: there are none to return.
+            attn_mask: None; a causal attention is causal without one.
+
+        Returns:
+            (N, B, C), and None for the weights.
+
+        Raises:
+            ValueError: ``attn_mask`` is given.
+        """
+        if attn_mask is not None:
+            raise ValueError(f"attn_mask: a tensor of shape {tuple(attn_mask.shape)}, expected None")
+        x = query.transpose(0, 1)
+        state = None
+        if incremental_state is not None:
+            state = self.get_incremental_state(incremental_state, STATE)
+            if state is None:
+                state = self.core.decoding_state()
+                self.set_incremental_state(incremental_state, STATE, state)
+        q, v = self._heads(self.q_proj(x)), self._heads(self.v_proj(x))
+        k = q if self.k_proj is None else self._heads(self.k_proj(x))
+        if self.rotary:
+            start = 0 if state is None else state.num_tokens
+            q, k = rotate(q, start), rotate(k, start)
+        out = self.core(q, k, v, key_padding_mask) if state is None else state.take(q, k, v)
+        return self.out_proj(out.transpose(1, 2).flatten(2)).transpose(0, 1), None
+
+    def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> dict:
+        """Replace the batch by some of its rows, as beam search does.
+
+        Args:
+            incremental_state: fairseq's.
+            new_order: (B',) int64, the rows that become 0 .. B' - 1.
+        """
+        state = self.get_incremental_state(incremental_state, STATE)
+        if state is not None:
+            state.reorder(new_order)
+        return incremental_state
+
+    def _get_input_buffer(self, incremental_state: dict | None) -> dict:
+        """fairseq's layers ask; what is kept has another form."""
+        return {}
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)

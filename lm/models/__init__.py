@@ -1,0 +1,1 @@
+"""The models; fairseq imports every file of this folder."""

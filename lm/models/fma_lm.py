@@ -1,0 +1,236 @@
+"""``fma_lm``: a causal decoder with Fast Multipole Attention, for fairseq's ``language_modeling`` task."""
+
+from dataclasses import dataclass
+
+from fairseq import options
+from fairseq.data import Dictionary
+from fairseq.distributed import fsdp_wrap
+from fairseq.models import FairseqLanguageModel
+from fairseq.models.transformer import TransformerConfig, TransformerDecoder
+from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
+from fairseq.modules import AdaptiveInput
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
+from torch import Tensor, nn
+
+from ..attention import AttentionConfig, SelfAttention, build_self_attention
+from ..padding import put_back, to_right
+from ..positions import max_positions, position_embeddings
+from ..registration import register_size
+
+SEEN = "seen"  # under this name lies the number of tokens that generation has taken
+
+
+@dataclass
+class FMALanguageModelConfig(AttentionConfig, TransformerLanguageModelConfig):
+    """Flags of ``fma_lm``: those of fairseq's ``transformer_lm``, and of the attention."""
+
+    decoder_normalize_before: bool = True  # what fairseq's architectures of transformer_lm set
+    activation_fn: str = "gelu"
+
+
+@dataclass
+class TinyConfig(FMALanguageModelConfig):
+    """4 layers of 128 channels: 0.9 million parameters, for a CPU."""
+
+    decoder_layers: int = 4
+    decoder_embed_dim: int = 128
+    decoder_input_dim: int = 128
+    decoder_output_dim: int = 128
+    decoder_ffn_embed_dim: int = 512
+    decoder_attention_heads: int = 4
+    dropout: float = 0.0
+    share_decoder_input_output_embed: bool = True
+
+
+@dataclass
+class Enwik8Config(FMALanguageModelConfig):
+    """12 layers of 512 channels, the size of character-level Transformers (Al-Rfou et al., arXiv 1808.04444)."""
+
+    decoder_layers: int = 12
+    decoder_embed_dim: int = 512
+    decoder_input_dim: int = 512
+    decoder_output_dim: int = 512
+    decoder_ffn_embed_dim: int = 2048
+    decoder_attention_heads: int = 8
+    fma_cell_size: int = 64
+    share_decoder_input_output_embed: bool = True
+
+
+@dataclass
+class WikiText103Config(FMALanguageModelConfig):
+    """fairseq's ``transformer_lm_wiki103``: adaptive inputs and softmax (Baevski and Auli, arXiv 1809.10853)."""
+
+    decoder_layers: int = 16
+    decoder_embed_dim: int = 1024
+    decoder_input_dim: int = 1024
+    decoder_output_dim: int = 1024
+    decoder_ffn_embed_dim: int = 4096
+    decoder_attention_heads: int = 8
+    activation_fn: str = "relu"
+    dropout: float = 0.3
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.1
+    no_decoder_final_norm: bool = True
+    adaptive_input: bool = True
+    adaptive_input_cutoff: str = "20000,60000"
+    adaptive_softmax_cutoff: str = "20000,60000"
+    adaptive_softmax_dropout: float = 0.2
+    tie_adaptive_weights: bool = True
+    tie_adaptive_proj: bool = True
+    fma_cell_size: int = 64
+
+
+class FMADecoderLayer(TransformerDecoderLayerBase):
+    """fairseq's decoder layer with the attention that the flags ask for.
+
+    Args:
+        cfg: fairseq's configuration of layers.
+        flags: the flags of the model.
+    """
+
+    def __init__(self, cfg: TransformerConfig, flags: FMALanguageModelConfig):
+        self.flags = flags
+        super().__init__(cfg, no_encoder_attn=True)
+
+    def build_self_attention(self, embed_dim: int, cfg: TransformerConfig, **unused) -> SelfAttention:
+        return build_self_attention(
+            self.flags, embed_dim, cfg.decoder.attention_heads, causal=True, max_tokens=self.flags.tokens_per_sample,
+            dropout=cfg.attention_dropout, q_noise=self.quant_noise, qn_block_size=self.quant_noise_block_size,
+        )  # fmt: skip
+
+
+class FMADecoder(TransformerDecoder):
+    """fairseq's decoder, without a mask of all pairs of tokens, and for sequences of any length.
+
+    Args:
+        args: the flags of the model.
+        dictionary: of the output.
+        embed_tokens: the input embedding.
+    """
+
+    def __init__(self, args: FMALanguageModelConfig, dictionary: Dictionary, embed_tokens: nn.Module):
+        self.limit = args.max_target_positions
+        if self.limit is None:  # fairseq wants a number for its table of positions
+            args.max_target_positions = args.tokens_per_sample
+        super().__init__(args, dictionary, embed_tokens, no_encoder_attn=True)
+
+    def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = True) -> nn.Module:
+        layer = FMADecoderLayer(cfg, self.args)
+        if cfg.checkpoint_activations:
+            layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+        return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+    def extract_features(
+        self, prev_output_tokens: Tensor, encoder_out: None = None, incremental_state: dict | None = None, **unused
+    ) -> tuple[Tensor, dict]:
+        """What the last layer makes of tokens.
+
+        Args:
+            prev_output_tokens: (B, N) token numbers, padded on the right or on the left. With ``incremental_state`` all
+                tokens so far, the new ones without padding.
+            encoder_out: None: there is no encoder.
+            incremental_state: fairseq's; the tokens that it has not taken yet are taken: a whole prompt in parallel
+                at first, then any number at a time.
+
+        Returns:
+            (B, N, C), or (B, new tokens, C) with ``incremental_state``; and the outputs of all layers, (N, B, C) each,
+            under ``inner_states``.
+
+        Raises:
+            ValueError: there are no new tokens, or learned positions end before N.
+        """
+        tokens, seen, origin = prev_output_tokens, 0, None
+        length = tokens.shape[1]
+        if incremental_state is None:
+            tokens, origin = to_right(tokens, self.padding_idx)
+        else:
+            seen = self.get_incremental_state(incremental_state, SEEN) or 0
+            if length <= seen:
+                raise ValueError(f"prev_output_tokens: {length} tokens, expected more than the {seen} taken before")
+            tokens = tokens[:, seen:]
+            self.set_incremental_state(incremental_state, SEEN, length)
+
+        x = self._embed(tokens, seen, length).transpose(0, 1)
+        inner_states = [x]
+        for layer in self.layers:
+            x, *_ = layer(x, incremental_state=incremental_state)
+            inner_states.append(x)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        x = x.transpose(0, 1)
+        if self.project_out_dim is not None:
+            x = self.project_out_dim(x)
+        if origin is not None:
+            inner_states = [put_back(x.transpose(0, 1), origin).transpose(0, 1) for x in inner_states]
+        return put_back(x, origin), {"attn": [None], "inner_states": inner_states}
+
+    def max_positions(self) -> int:
+        """The longest sequence: any, unless positions are learned or ``--max-target-positions`` says otherwise."""
+        return max_positions(self.embed_positions, self.limit)
+
+    def _embed(self, tokens: Tensor, start: int, stop: int) -> Tensor:
+        x = self.embed_scale * self.embed_tokens(tokens)
+        if self.quant_noise is not None:
+            x = self.quant_noise(x)
+        if self.project_in_dim is not None:
+            x = self.project_in_dim(x)
+        if self.embed_positions is not None:
+            x = x + position_embeddings(self.embed_positions, start, stop)
+        if self.layernorm_embedding is not None:
+            x = self.layernorm_embedding(x)
+        return self.dropout_module(x)
+
+
+class FMALanguageModel(TransformerLanguageModel):
+    """A causal decoder whose attention is chosen by flags, for the stock ``language_modeling`` task."""
+
+    @classmethod
+    def hub_models(cls) -> dict:
+        return {}
+
+    @classmethod
+    def build_model(cls, args: FMALanguageModelConfig, task) -> "FMALanguageModel":
+        """Build a model from its flags.
+
+        Raises:
+            ValueError: a flag is not supported, or does not fit the others.
+            ImportError: the library of the attention is not installed.
+        """
+        for flag in ("character_embeddings", "decoder_xformers_att_config", "base_layers"):
+            if getattr(args, flag, None):
+                raise ValueError(f"{flag}: {getattr(args, flag)!r}, expected none: fma_lm does not support it")
+        args.decoder_learned_pos = str(args.fma_positions) == "learned"
+        args.no_token_positional_embeddings = str(args.fma_positions) == "rotary"
+        if args.decoder_layers_to_keep:
+            args.decoder_layers = len(args.decoder_layers_to_keep.split(","))
+        if args.adaptive_input:
+            embedding = AdaptiveInput(
+                len(task.source_dictionary), task.source_dictionary.pad(), args.decoder_input_dim,
+                args.adaptive_input_factor, args.decoder_embed_dim,
+                options.eval_str_list(args.adaptive_input_cutoff, type=int), args.quant_noise_pq,
+                args.quant_noise_pq_block_size,
+            )  # fmt: skip
+        else:
+            embedding = cls.build_embedding(args, task.source_dictionary, args.decoder_input_dim)
+        return cls(FMADecoder(args, task.target_dictionary, embedding))
+
+    def prepare_for_inference_(self, cfg) -> None:
+        """What evaluation and generation do first; sequences that would be left out in silence are refused here.
+
+        Raises:
+            ValueError: the samples of the task are longer than the positions of the model.
+        """
+        asked, limit = getattr(cfg.task, "tokens_per_sample", 0), self.max_positions()
+        if asked > limit:
+            raise ValueError(f"tokens_per_sample: {asked}, expected at most {limit}, the positions of the model")
+        super().prepare_for_inference_(cfg)
+
+
+for name, config in {
+    "fma_lm": FMALanguageModelConfig,
+    "fma_lm_tiny": TinyConfig,
+    "fma_lm_enwik8": Enwik8Config,
+    "fma_lm_wiki103": WikiText103Config,
+}.items():
+    register_size(name, FMALanguageModel, config)
