@@ -23,7 +23,9 @@ def position_embeddings(
     first = module.padding_idx + 1
     if isinstance(module, LearnedPositionalEmbedding):
         if stop > module.max_positions:
-            raise ValueError(f"tokens: {stop}, expected at most {module.max_positions}, where the learned positions end")
+            raise ValueError(
+                f"tokens: {stop}, expected at most {module.max_positions}, where the learned positions end"
+            )
         return module.weight[first + start : first + stop]
     if first + stop > len(module.weights):  # twice as many as needed: generation asks for one more at a time
         table = module.get_embedding(2 * (first + stop), module.embedding_dim, module.padding_idx)

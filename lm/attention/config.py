@@ -14,9 +14,11 @@ class AttentionConfig(FairseqDataclass):
 
     fma_attention: ChoiceEnum(ATTENTIONS) = field(
         default="fma",
-        metadata={"help": "self-attention: Fast Multipole Attention (fma, fma-linear), scaled dot products of all tokens "
-                  "(full), or one of other libraries, from fma-mm[baselines]"},
-    )  # fmt: skip
+        metadata={
+            "help": "self-attention: Fast Multipole Attention (fma, fma-linear), scaled dot products of all tokens (full), "
+            "or one of other libraries, from fma-mm[baselines]"
+        },
+    )
     fma_cell_size: int = field(default=32, metadata={"help": "fma: tokens per cell of level 1"})
     fma_rank: int = field(default=4, metadata={"help": "fma: summaries per cell; divides the cell size"})
     fma_aggregation: ChoiceEnum(("nested", "direct", "mean")) = field(

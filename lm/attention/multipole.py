@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from fma_kernels import DecodingState, Hierarchy
 from fma_kernels.modules import CoreAttention
-from torch import Tensor
 
 from .core import Core, State
 

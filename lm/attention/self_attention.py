@@ -16,7 +16,7 @@ STATE = "decoding"  # under this name lies what the attention keeps between step
 
 @with_incremental_state
 class SelfAttention(nn.Module):
-    """Projections around an attention over heads; the parameters have the names that fairseq's own attention gives them.
+    """Projections around an attention over heads; parameters have the names that fairseq's own attention gives them.
 
     Args:
         embed_dim: channels C.

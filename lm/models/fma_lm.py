@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from fairseq import options
 from fairseq.data import Dictionary
 from fairseq.distributed import fsdp_wrap
-from fairseq.models import FairseqLanguageModel
 from fairseq.models.transformer import TransformerConfig, TransformerDecoder
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
 from fairseq.modules import AdaptiveInput

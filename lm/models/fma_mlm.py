@@ -45,7 +45,9 @@ class FMAMaskedModelConfig(AttentionConfig):
     activation_dropout: float = field(default=0.0, metadata={"help": "dropout after the activation function"})
     pooler_dropout: float = field(default=0.0, metadata={"help": "dropout of classification heads"})
     encoder_layerdrop: float = field(default=0.0, metadata={"help": "probability to leave out a layer"})
-    encoder_layers_to_keep: Optional[str] = field(default=None, metadata={"help": "layers to keep, separated by commas"})
+    encoder_layers_to_keep: Optional[str] = field(
+        default=None, metadata={"help": "layers to keep, separated by commas"}
+    )
     quant_noise_pq: float = field(default=0.0, metadata={"help": "quantization noise"})
     quant_noise_pq_block_size: int = field(default=8, metadata={"help": "block size of quantization noise"})
     quant_noise_scalar: float = field(default=0.0, metadata={"help": "scalar quantization noise"})
@@ -111,19 +113,28 @@ class FMAEncoder(TransformerEncoder):
             layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
         return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
-    def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, return_all_hiddens: bool = False) -> dict:
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        return_all_hiddens: bool = False,
+        token_embeddings: Tensor | None = None,
+    ) -> dict:
         """What the layers make of tokens.
 
         Args:
             src_tokens: (B, N) token numbers, padded on the right or on the left.
             src_lengths: ignored.
             return_all_hiddens: also return the outputs of all layers.
+            token_embeddings: (B, N, C) instead of the model's own.
 
         Returns:
             fairseq's dictionary: ``encoder_out`` [(N, B, C)], ``encoder_states``, ``encoder_padding_mask`` [(B, N)].
         """
         tokens, origin = to_right(src_tokens, self.padding_idx)
-        out = super().forward(tokens, src_lengths, return_all_hiddens)
+        if origin is not None and token_embeddings is not None:
+            token_embeddings = token_embeddings.gather(1, origin[..., None].expand_as(token_embeddings))
+        out = super().forward(tokens, src_lengths, return_all_hiddens, token_embeddings)
         if origin is not None:
             for name in ("encoder_out", "encoder_states", "fc_results"):
                 out[name] = [

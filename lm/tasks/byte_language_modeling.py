@@ -1,4 +1,4 @@
-"""``byte_language_modeling``: the stock ``language_modeling`` for corpora of bytes, whose generation goes on behind a newline."""
+"""``byte_language_modeling``: ``language_modeling`` of bytes, whose generation goes on behind a newline."""
 
 from __future__ import annotations
 
