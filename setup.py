@@ -1,4 +1,4 @@
-"""Distribution of fma-mm: the operator library `fma_kernels` and the mmengine components `fma_mm`."""
+"""Distribution of fma-mm: the operator library `fma_kernels`, the mmengine components `fma_mm`, fairseq's plugin `lm`."""
 
 import re
 import shutil
@@ -30,7 +30,15 @@ EXTRAS = {
         "scipy>=1.11",
     ],
     # The language-model side.
-    "lm": ["ve-fairseq>=0.12.3"],
+    "lm": ["ve-fairseq>=0.12.3", "matplotlib>=3.8", "filelock>=3.12", "rich>=13"],
+    # Efficient attentions of other libraries, to compare with. The first four serve language models as well.
+    "baselines": [
+        "h-transformer-1d>=0.1.9",
+        "linear-attention-transformer>=0.19.1",
+        "local-attention>=1.11.2",
+        "reformer-pytorch>=1.4.4",
+        "nystrom-attention>=0.0.14",
+    ],
     # Tests and plots. mmdetection is one of the downstream projects that the tests use FMA2D in.
     "dev": [
         "pytest>=8",
@@ -66,7 +74,7 @@ class EggInfoForMim(egg_info):
 
     def write_file(self, what, filename, data):
         if what == "top-level names":
-            data = "".join(sorted(data.splitlines(keepends=True), reverse=True))
+            data = "".join(sorted(data.splitlines(keepends=True), key=lambda name: name.strip() != "fma_mm"))
         super().write_file(what, filename, data)
 
 
@@ -95,7 +103,7 @@ setup(
     ],
     python_requires=">=3.10",
     package_dir={"fma_kernels": "kernels/fma_kernels"},
-    packages=[*find_packages("kernels"), *find_packages(include=["fma_mm", "fma_mm.*"])],
+    packages=[*find_packages("kernels"), *find_packages(include=["fma_mm", "fma_mm.*", "lm", "lm.*"])],
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,
     cmdclass={"build_py": BuildWithMim, "egg_info": EggInfoForMim},

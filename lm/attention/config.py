@@ -15,7 +15,7 @@ class AttentionConfig(FairseqDataclass):
     fma_attention: ChoiceEnum(ATTENTIONS) = field(
         default="fma",
         metadata={
-            "help": "self-attention: Fast Multipole Attention (fma, fma-linear), scaled dot products of all tokens (full), "
+            "help": "self-attention: Fast Multipole Attention (fma, fma-linear), dot products of all tokens (full), "
             "or one of other libraries, from fma-mm[baselines]"
         },
     )
