@@ -1,0 +1,64 @@
+"""How well a trained model predicts, by the place of a token in its context."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from fairseq import checkpoint_utils, utils
+from loading import load
+
+QUARTERS = 4
+
+
+@torch.no_grad()
+def evaluate(checkpoint: Path, plugin: Path, data: Path, split: str, context: int, samples: int) -> dict:
+    """Mean negative log-likelihood of tokens, to base 2: bits per character of a corpus of bytes.
+
+    The samples are spread evenly over the split. Of a masked model only masked tokens count, the same for every model.
+
+    Args:
+        checkpoint: of the model.
+        plugin: folder of the fairseq plugin.
+        data: folder that ``fairseq-preprocess`` wrote.
+        split: name of the split.
+        context: tokens per sample.
+        samples: number of samples, or all there are if that is less.
+
+    Returns:
+        ``bits``, ``bits_by_quarter`` of the context, ``tokens``, ``updates`` and ``parameters``.
+
+    Raises:
+        ValueError: there is no token to predict.
+    """
+    model, _, task = load(checkpoint, plugin, data, split, context)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
+    dataset = task.dataset(split)
+    full = [index for index in range(len(dataset)) if dataset.size(index) >= context - 1]  # without a shorter last one
+    chosen = [full[i * len(full) // samples] for i in range(samples)] if samples < len(full) else full
+    total = torch.zeros(QUARTERS, dtype=torch.float64)
+    count = torch.zeros(QUARTERS, dtype=torch.float64)
+    padding = task.target_dictionary.pad()
+    for index in chosen:
+        sample = dataset.collater([dataset[index]])
+        if device.type == "cuda":
+            sample = utils.move_to_cuda(sample)
+        target = sample["target"]
+        output = model(**sample["net_input"])
+        logs = model.get_normalized_probs(output, log_probs=True, sample=sample)
+        nll = -logs.gather(2, target[..., None])[0, :, 0].double()
+        quarter = torch.arange(len(nll)) * QUARTERS // len(nll)
+        real = target[0].ne(padding).cpu()
+        total.index_add_(0, quarter[real], nll.cpu()[real])
+        count.index_add_(0, quarter[real], real[real].double())
+    if not count.sum():
+        raise ValueError(f"{split}: no tokens to predict in samples of {context} tokens")
+    return dict(
+        bits=(total.sum() / count.sum() / math.log(2)).item(),
+        bits_by_quarter=(total / count / math.log(2)).tolist(),
+        tokens=int(count.sum()),
+        updates=checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))["optimizer_history"][-1]["num_updates"],
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
