@@ -5,11 +5,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup opencv demo demo-seg test lint wheel-check benchmark kernel-report gpu-check clean
+.PHONY: help setup opencv demo demo-seg demo-lm test lint wheel-check benchmark kernel-report gpu-check clean
 
 help:
 	@echo "make demo        train FMA2D on handwritten digits on the CPU (about 2 minutes)"
 	@echo "make demo-seg    train FMA2D with SegFormer's head on scenes of such digits on the CPU (about 3 minutes)"
+	@echo "make demo-lm     train language models of bytes with FMA, full and local attention on the CPU (about 4 minutes)"
 	@echo "make test        run the whole test suite"
 	@echo "make lint        check the style"
 	@echo "make wheel-check build the wheel, and use it in an empty environment (6 GB on disk while it runs)"
@@ -41,6 +42,9 @@ demo: $(STAMP)
 
 demo-seg: $(STAMP)
 	$(PY) tools/train.py configs/demo/fma2d_segformer_digits.py
+
+demo-lm: $(STAMP)
+	$(PY) tools/demo_lm.py
 
 # Two processes of one thread each: more threads than cores wait for one another.
 test: $(STAMP)

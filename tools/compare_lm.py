@@ -31,6 +31,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent / "language_models")]
 
+# The profiler that counts memory reports every start otherwise.
+os.environ.update({"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"})
+
 from train_lm import MALLOC, RecipeError, Variant, plugin, training_command
 
 CHECKPOINT = "checkpoints/checkpoint_last.pt"
