@@ -6,3 +6,4 @@ fairseq imports this package, then every file of ``tasks/`` and ``models/``, whi
 from . import byte_values, compat  # noqa: F401  the tokenizer registers itself
 
 compat.restore_numpy_compat()
+compat.check_evaluation()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fairseq.modules import LearnedPositionalEmbedding, SinusoidalPositionalEmbedding
 from torch import Tensor
 
+from fma_kernels.checks import require
+
 UNBOUNDED = 2**31 - 1  # as a number of tokens: fairseq compares with it
 
 
@@ -22,15 +24,18 @@ def position_embeddings(
     """
     first = module.padding_idx + 1
     if isinstance(module, LearnedPositionalEmbedding):
-        if stop > module.max_positions:
-            raise ValueError(
-                f"tokens: {stop}, expected at most {module.max_positions}, where the learned positions end"
-            )
+        require_positions(module, stop)
         return module.weight[first + start : first + stop]
     if first + stop > len(module.weights):  # twice as many as needed: generation asks for one more at a time
         table = module.get_embedding(2 * (first + stop), module.embedding_dim, module.padding_idx)
         module.weights = table.to(module.weights)
     return module.weights[first + start : first + stop]
+
+
+def require_positions(module: LearnedPositionalEmbedding | SinusoidalPositionalEmbedding | None, count: int) -> None:
+    """Raise ``ValueError`` if positions are learned, and not for so many tokens."""
+    limit = max_positions(module, None)
+    require(count <= limit, "number of tokens", count, f"at most {limit}, where the learned positions end")
 
 
 def max_positions(module: LearnedPositionalEmbedding | SinusoidalPositionalEmbedding | None, limit: int | None) -> int:

@@ -26,6 +26,7 @@ OPTIONS = {
     "cell": "fma_cell_size",
     "rank": "fma_rank",
     "aggregation": "fma_aggregation",
+    "group_bias": "fma_group_bias",
     "window": "fma_window",
     "positions": "fma_positions",
 }

@@ -71,6 +71,9 @@ class Linear(Core):
 class HTransformer(Core):
     """h-transformer-1d (arXiv 2107.11906) with its default blocks of 16 tokens; no attention weights are dropped.
 
+    If not causal, a block that is all padding counts as keys of value 0: outputs depend on how much padding there is,
+    but not on what stands in it.
+
     Args:
         num_heads: attention heads H.
         head_dim: channels per head d.
@@ -89,7 +92,10 @@ class HTransformer(Core):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         count = query.shape[2]
         length = max(4 * self.BLOCK, 1 << (count - 1).bit_length())
-        exists = None if self.causal else F.pad(_exists(query, key_padding_mask), (0, length - count))
+        exists = None
+        if not self.causal:
+            exists = F.pad(_exists(query, key_padding_mask), (0, length - count))
+            value = _cleared(value, key_padding_mask)
         x = torch.cat([x.transpose(1, 2).flatten(2) for x in (query, key, value)], -1)
         layer = self._layer(length, query.device)
         out = layer(F.pad(x, (0, 0, 0, length - count)), mask=exists)[:, :count]
@@ -105,6 +111,9 @@ class HTransformer(Core):
 
 class Reformer(Core):
     """reformer-pytorch (arXiv 2001.04451): buckets of 64 tokens, 4 rounds of hashing, queries and keys shared.
+
+    The hashes are random, also in evaluation. Padding takes places in the buckets: outputs depend on how much of it
+    there is, but not on what stands in it.
 
     Args:
         dropout: as in :class:`Core`.
@@ -122,6 +131,7 @@ class Reformer(Core):
         heads, count = query.shape[1:3]
         padding = (0, -count % (2 * self.BUCKET))
         exists = F.pad(_exists(query, key_padding_mask), padding).repeat_interleave(heads, 0)
+        query = _cleared(query, key_padding_mask)
         query, value = (F.pad(x.flatten(0, 1), (0, 0, *padding)) for x in (query, value))
         out, *_ = self.attention(query, value, input_mask=exists)
         return out[:, :count].unflatten(0, (-1, heads))
@@ -132,3 +142,8 @@ def _exists(like: Tensor, key_padding_mask: Tensor | None) -> Tensor:
     if key_padding_mask is None:
         return like.new_ones(like.shape[0], like.shape[2], dtype=torch.bool)
     return ~key_padding_mask
+
+
+def _cleared(x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """Zeros for padding, (B, H, N, d): the libraries read it in some places in spite of their masks."""
+    return x if key_padding_mask is None else x.masked_fill(key_padding_mask[:, None, :, None], 0)

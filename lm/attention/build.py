@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fma_kernels.checks import require
+
 from .baselines import HTransformer, Linear, Local, Reformer
 from .config import ATTENTIONS, AttentionConfig
 from .core import Core, Full
@@ -38,12 +40,13 @@ def build_self_attention(
             model read later tokens.
         ImportError: the library of a baseline is not installed.
     """
-    if embed_dim % num_heads:
-        raise ValueError(f"embed_dim: {embed_dim}, expected a multiple of the {num_heads} attention heads")
-    rotary = str(config.fma_positions) == "rotary"
-    if rotary and embed_dim // num_heads % 2:
-        raise ValueError(f"fma_positions: 'rotary', expected an even head dimension, not {embed_dim // num_heads}")
-    core = _build_core(config, num_heads, embed_dim // num_heads, causal, max_tokens, dropout)
+    side = "decoder" if causal else "encoder"
+    divides = num_heads >= 1 and embed_dim % num_heads == 0
+    require(divides, f"{side}_attention_heads", num_heads, f"a divisor of {side}_embed_dim, which is {embed_dim}")
+    head_dim, rotary = embed_dim // num_heads, str(config.fma_positions) == "rotary"
+    require(not rotary or head_dim % 2 == 0, "fma_positions", "rotary", f"another with {head_dim} channels per head")
+    require(0 <= dropout < 1, "attention_dropout", dropout, "a probability, 0 <= p < 1")
+    core = _build_core(config, num_heads, head_dim, causal, max_tokens, dropout)
     return SelfAttention(embed_dim, num_heads, core, rotary=rotary, q_noise=q_noise, qn_block_size=qn_block_size)
 
 
@@ -51,22 +54,13 @@ def _build_core(
     config: AttentionConfig, num_heads: int, head_dim: int, causal: bool, max_tokens: int, dropout: float
 ) -> Core:
     kind = str(config.fma_attention)
-    if kind in LEAKS and causal:
-        raise ValueError(
-            f"fma_attention: {kind!r}, expected another for a decoder: the causal form of its library leaks, earlier "
-            "outputs change with later tokens"
-        )
+    require(kind in ATTENTIONS, "fma_attention", kind, f"one of {', '.join(ATTENTIONS)}")
+    leaks = "another for a decoder: the causal form of its library leaks, earlier outputs change with later tokens"
+    require(not (causal and kind in LEAKS), "fma_attention", kind, leaks)
     if kind == "full":
         return Full(causal, dropout)
-    if kind in ("fma", "fma-linear"):
-        return Multipole(
-            num_heads, head_dim, max_tokens, cell_size=config.fma_cell_size, rank=config.fma_rank,
-            aggregation=str(config.fma_aggregation), query_summaries=kind == "fma-linear", causal=causal,
-            dropout=dropout,
-        )  # fmt: skip
     if kind == "local":
-        if config.fma_window < 1:
-            raise ValueError(f"fma_window: {config.fma_window}, expected an integer >= 1")
+        require(config.fma_window >= 1, "fma_window", config.fma_window, "an integer >= 1")
         return Local(config.fma_window, causal, dropout)
     if kind == "linear":
         return Linear(causal)
@@ -74,4 +68,12 @@ def _build_core(
         return HTransformer(num_heads, head_dim, causal)
     if kind == "reformer":
         return Reformer(dropout)
-    raise ValueError(f"fma_attention: {kind!r}, expected one of {', '.join(ATTENTIONS)}")
+    cell_size, rank = config.fma_cell_size, config.fma_rank
+    require(cell_size >= 1, "fma_cell_size", cell_size, "an integer >= 1")
+    divides = rank >= 1 and cell_size % rank == 0
+    require(divides, "fma_rank", rank, f"a divisor of fma_cell_size, which is {cell_size}")
+    require(max_tokens >= 1, "tokens_per_sample", max_tokens, "an integer >= 1")
+    return Multipole(
+        num_heads, head_dim, max_tokens, cell_size=cell_size, rank=rank, aggregation=str(config.fma_aggregation),
+        query_summaries=kind == "fma-linear", group_bias=config.fma_group_bias, causal=causal, dropout=dropout,
+    )  # fmt: skip

@@ -25,6 +25,10 @@ class AttentionConfig(FairseqDataclass):
         default="nested",
         metadata={"help": "fma: how summaries are made. direct ones serve sequences of at most --tokens-per-sample"},
     )
+    fma_group_bias: bool = field(
+        default=False,
+        metadata={"help": "fma: a summary weighs as much as the tokens that it stands for, not as one token"},
+    )
     fma_window: int = field(
         default=128, metadata={"help": "local: tokens per window; a query reads its own window and the one before"}
     )

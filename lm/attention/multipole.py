@@ -18,7 +18,7 @@ class Multipole(Core):
         head_dim: channels per head d.
         max_tokens: number of tokens for which every level has weights of its own. ``nested`` summaries serve longer
             sequences too, ``direct`` ones do not.
-        cell_size, rank, aggregation, query_summaries: as in :class:`fma_kernels.FMAttention`.
+        cell_size, rank, aggregation, query_summaries, group_bias: as in :class:`fma_kernels.FMAttention`.
         causal, dropout: as in :class:`Core`.
 
     Raises:
@@ -35,13 +35,14 @@ class Multipole(Core):
         rank: int,
         aggregation: str,
         query_summaries: bool,
+        group_bias: bool,
         causal: bool,
         dropout: float = 0.0,
     ):
         super().__init__(causal, dropout)
         self.attention = CoreAttention(
             num_heads, head_dim, cell_size, rank, causal=causal, aggregation=aggregation,
-            query_summaries=query_summaries,
+            query_summaries=query_summaries, group_bias=group_bias,
             num_levels=max(1, Hierarchy((max_tokens,), cell_size, rank, causal).num_levels),
         )  # fmt: skip
 

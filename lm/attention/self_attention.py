@@ -19,14 +19,11 @@ class SelfAttention(nn.Module):
     """Projections around an attention over heads; parameters have the names that fairseq's own attention gives them.
 
     Args:
-        embed_dim: channels C.
+        embed_dim: channels C, a multiple of H.
         num_heads: attention heads H.
         core: the attention between the projections.
-        rotary: rotate queries and keys by their positions.
+        rotary: rotate queries and keys by their positions; C / H is even.
         q_noise, qn_block_size: fairseq's quantization noise of the projections.
-
-    Raises:
-        ValueError: C is not a multiple of H, or rotary positions meet an odd C / H.
     """
 
     def __init__(

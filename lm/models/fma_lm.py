@@ -12,11 +12,19 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor, nn
 
+from fma_kernels.checks import require
+
 from ..attention import AttentionConfig, SelfAttention, build_self_attention
 from ..padding import put_back, to_right
 from ..positions import max_positions, position_embeddings
 from ..registration import register_size
 
+#: What has to be the same where the weights of adaptive inputs and softmax are.
+TIED = {
+    "adaptive_input_cutoff": "adaptive_softmax_cutoff",
+    "adaptive_input_factor": "adaptive_softmax_factor",
+    "decoder_input_dim": "decoder_output_dim",
+}
 SEEN = "seen"  # under this name lies the number of tokens that generation has taken
 
 
@@ -30,7 +38,7 @@ class FMALanguageModelConfig(AttentionConfig, TransformerLanguageModelConfig):
 
 @dataclass
 class TinyConfig(FMALanguageModelConfig):
-    """4 layers of 128 channels: 0.9 million parameters, for a CPU."""
+    """4 layers of 128 channels, for a CPU: 1.06 million parameters with 260 words and samples of 1,024 tokens."""
 
     decoder_layers: int = 4
     decoder_embed_dim: int = 128
@@ -44,7 +52,10 @@ class TinyConfig(FMALanguageModelConfig):
 
 @dataclass
 class Enwik8Config(FMALanguageModelConfig):
-    """12 layers of 512 channels, the size of character-level Transformers (Al-Rfou et al., arXiv 1808.04444)."""
+    """12 layers of 512 channels, the size of character-level Transformers (Al-Rfou et al., arXiv 1808.04444).
+
+    41.9 million parameters with 260 words and samples of 1,024 tokens.
+    """
 
     decoder_layers: int = 12
     decoder_embed_dim: int = 512
@@ -58,7 +69,10 @@ class Enwik8Config(FMALanguageModelConfig):
 
 @dataclass
 class WikiText103Config(FMALanguageModelConfig):
-    """fairseq's ``transformer_lm_wiki103``: adaptive inputs and softmax (Baevski and Auli, arXiv 1809.10853)."""
+    """fairseq's ``transformer_lm_wiki103``: adaptive inputs and softmax (Baevski and Auli, arXiv 1809.10853).
+
+    256 million parameters with 267,744 words and samples of 512 tokens.
+    """
 
     decoder_layers: int = 16
     decoder_embed_dim: int = 1024
@@ -116,9 +130,10 @@ class FMADecoder(TransformerDecoder):
 
     def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = True) -> nn.Module:
         layer = FMADecoderLayer(cfg, self.args)
-        if cfg.checkpoint_activations:
+        checkpoint = cfg.checkpoint_activations or cfg.offload_activations
+        if checkpoint:
             layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
-        return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+        return fsdp_wrap(layer, min_num_params=0 if checkpoint else cfg.min_params_to_wrap)
 
     def extract_features(
         self, prev_output_tokens: Tensor, encoder_out: None = None, incremental_state: dict | None = None, **unused
@@ -145,8 +160,7 @@ class FMADecoder(TransformerDecoder):
             tokens, origin = to_right(tokens, self.padding_idx)
         else:
             seen = self.get_incremental_state(incremental_state, SEEN) or 0
-            if length <= seen:
-                raise ValueError(f"prev_output_tokens: {length} tokens, expected more than the {seen} taken before")
+            require(length > seen, "prev_output_tokens.shape[1]", length, f"more than the {seen} tokens taken before")
             tokens = tokens[:, seen:]
             self.set_incremental_state(incremental_state, SEEN, length)
 
@@ -197,10 +211,13 @@ class FMALanguageModel(TransformerLanguageModel):
             ImportError: the library of the attention is not installed.
         """
         for flag in ("character_embeddings", "decoder_xformers_att_config", "base_layers"):
-            if getattr(args, flag, None):
-                raise ValueError(f"{flag}: {getattr(args, flag)!r}, expected none: fma_lm does not support it")
-        args.decoder_learned_pos = str(args.fma_positions) == "learned"
-        args.no_token_positional_embeddings = str(args.fma_positions) == "rotary"
+            value = getattr(args, flag)
+            require(not value, flag, value, "none: fma_lm does not support it")
+        for flag, positions in {"decoder_learned_pos": "learned", "no_token_positional_embeddings": "rotary"}.items():
+            chosen = str(args.fma_positions) == positions
+            require(chosen or not args[flag], flag, True, f"fma_positions={positions!r} instead")
+            args[flag] = chosen
+        _check_adaptive(args)
         if args.decoder_layers_to_keep:
             args.decoder_layers = len(args.decoder_layers_to_keep.split(","))
         if args.adaptive_input:
@@ -214,16 +231,15 @@ class FMALanguageModel(TransformerLanguageModel):
             embedding = cls.build_embedding(args, task.source_dictionary, args.decoder_input_dim)
         return cls(FMADecoder(args, task.target_dictionary, embedding))
 
-    def prepare_for_inference_(self, cfg) -> None:
-        """What evaluation and generation do first; sequences that would be left out in silence are refused here.
 
-        Raises:
-            ValueError: the samples of the task are longer than the positions of the model.
-        """
-        asked, limit = getattr(cfg.task, "tokens_per_sample", 0), self.max_positions()
-        if asked > limit:
-            raise ValueError(f"tokens_per_sample: {asked}, expected at most {limit}, the positions of the model")
-        super().prepare_for_inference_(cfg)
+def _check_adaptive(args: FMALanguageModelConfig) -> None:
+    """Raise ``ValueError`` unless the flags of adaptive inputs and softmax fit together."""
+    adaptive, cutoff = args.adaptive_input, args.adaptive_input_cutoff
+    require(cutoff or not adaptive, "adaptive_input_cutoff", cutoff, "numbers of words, as '20000,60000'")
+    if args.tie_adaptive_weights:
+        require(adaptive, "adaptive_input", adaptive, "True, as weights are tied")
+        for name, other in TIED.items():
+            require(args[name] == args[other], name, args[name], f"{args[other]!r} as {other}, as weights are tied")
 
 
 for name, config in {
