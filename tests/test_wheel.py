@@ -39,7 +39,7 @@ def test_source_distribution_is_complete(built):
         names = {name.partition("/")[2] for name in sdist.getnames()}
     top = {"LICENSE", "README.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "model-index.yml"}
     build_files = {"setup.py", "pyproject.toml", "MANIFEST.in"}
-    assert top | build_files | files("kernels", "fma_mm", "configs", "tools", "tests", "docs", ".ci") <= names
+    assert top | build_files | files("kernels", "fma_mm", "lm", "configs", "tools", "tests", "docs", ".ci") <= names
 
 
 def test_wheel_holds_packages_and_mim_files_and_nothing_else(built):
@@ -47,7 +47,7 @@ def test_wheel_holds_packages_and_mim_files_and_nothing_else(built):
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     kernels = {name.removeprefix("kernels/") for name in files("kernels/fma_kernels")}
     mim = {f"fma_mm/.mim/{name}" for name in [*files("configs", "tools"), "model-index.yml"]}
-    assert names == kernels | files("fma_mm") | mim
+    assert names == kernels | files("fma_mm", "lm") | mim
 
 
 def test_metadata(site):
@@ -60,7 +60,7 @@ def test_metadata(site):
     assert (info / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     requirements = metadata.get_all("Requires-Dist")
     assert [r for r in requirements if "extra ==" not in r] == ["torch>=2.6"], "the operators need PyTorch alone"
-    assert set(metadata.get_all("Provides-Extra")) >= {"mm", "lm", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) >= {"mm", "lm", "baselines", "dev"}
     assert metadata.get_payload().strip() == (ROOT / "README.md").read_text().strip()
 
 
@@ -76,6 +76,12 @@ import fma_mm, mmpretrain, runpy, sys
 from pathlib import Path
 from mmengine.config import Config
 from mmengine.hub import get_config
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.utils import import_user_module
+import argparse
+lm = Path(fma_mm.__file__).parents[1] / "lm"
+import_user_module(argparse.Namespace(user_dir=str(lm)))
+print("fma_lm_tiny" in ARCH_MODEL_REGISTRY)
 print(mmpretrain.get_model("fma2d-tiny_8xb128_in1k")._config.filename)
 print(get_config("fma_mm::imagenet/fma2d-tiny_8xb128_in1k.py").filename)
 print(Config.fromfile("mine.py").model.head.num_classes)
@@ -89,5 +95,5 @@ for tool in sys.argv[1:]:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shipped = str(mim / "configs/imagenet/fma2d-tiny_8xb128_in1k.py")
-    assert done.stdout.strip().splitlines()[-3:] == [shipped, shipped, "7"]
+    assert done.stdout.strip().splitlines()[-4:] == ["True", shipped, shipped, "7"]
     assert list(tmp_path.iterdir()) == [tmp_path / "mine.py"], "importing writes nothing"

@@ -95,7 +95,7 @@ class HTransformer(Core):
         exists = None
         if not self.causal:
             exists = F.pad(_exists(query, key_padding_mask), (0, length - count))
-            value = _cleared(value, key_padding_mask)
+            value = _overwritten(value, key_padding_mask, 0)
         x = torch.cat([x.transpose(1, 2).flatten(2) for x in (query, key, value)], -1)
         layer = self._layer(length, query.device)
         out = layer(F.pad(x, (0, 0, 0, length - count)), mask=exists)[:, :count]
@@ -131,8 +131,8 @@ class Reformer(Core):
         heads, count = query.shape[1:3]
         padding = (0, -count % (2 * self.BUCKET))
         exists = F.pad(_exists(query, key_padding_mask), padding).repeat_interleave(heads, 0)
-        query = _cleared(query, key_padding_mask)
-        query, value = (F.pad(x.flatten(0, 1), (0, 0, *padding)) for x in (query, value))
+        query = F.pad(_overwritten(query, key_padding_mask, 1), (0, 0, *padding), value=1)  # float16 has no norm of 0
+        query, value = query.flatten(0, 1), F.pad(value, (0, 0, *padding)).flatten(0, 1)
         out, *_ = self.attention(query, value, input_mask=exists)
         return out[:, :count].unflatten(0, (-1, heads))
 
@@ -144,6 +144,6 @@ def _exists(like: Tensor, key_padding_mask: Tensor | None) -> Tensor:
     return ~key_padding_mask
 
 
-def _cleared(x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """Zeros for padding, (B, H, N, d): the libraries read it in some places in spite of their masks."""
-    return x if key_padding_mask is None else x.masked_fill(key_padding_mask[:, None, :, None], 0)
+def _overwritten(x: Tensor, key_padding_mask: Tensor | None, number: float) -> Tensor:
+    """A number for padding, (B, H, N, d): the libraries read it in some places in spite of their masks."""
+    return x if key_padding_mask is None else x.masked_fill(key_padding_mask[:, None, :, None], number)

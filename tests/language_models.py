@@ -1,0 +1,66 @@
+"""Small language models, and the attentions in them, that the tests of the fairseq plugin share."""
+
+from types import SimpleNamespace
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import BaseFairseqModel, build_model
+from omegaconf import OmegaConf
+
+#: Attentions of a decoder by what a test is called, as flags; an encoder has one more.
+DECODERS = {
+    "full": dict(fma_attention="full"),
+    "fma-nested": dict(fma_attention="fma"),
+    "fma-direct": dict(fma_attention="fma", fma_aggregation="direct"),
+    "fma-mean": dict(fma_attention="fma", fma_aggregation="mean"),
+    "fma-biased": dict(fma_attention="fma", fma_group_bias=True),
+    "fma-linear": dict(fma_attention="fma-linear"),
+    "local": dict(fma_attention="local"),
+    "linear": dict(fma_attention="linear"),
+    "h-transformer": dict(fma_attention="h-transformer"),
+}
+ENCODERS = {**DECODERS, "reformer": dict(fma_attention="reformer")}
+
+_ATTENTION = dict(fma_cell_size=4, fma_rank=2, fma_window=4, dropout=0.0, attention_dropout=0.0)
+_DECODER = dict(decoder_layers=2, decoder_embed_dim=16, decoder_input_dim=16, decoder_output_dim=16)
+_DECODER |= dict(decoder_ffn_embed_dim=24, decoder_attention_heads=2)
+_ENCODER = dict(encoder_layers=2, encoder_embed_dim=16, encoder_ffn_embed_dim=24, encoder_attention_heads=2)
+
+
+def make_dictionary(words: int = 40) -> Dictionary:
+    """fairseq's four special words, then numbers."""
+    dictionary = Dictionary()
+    for i in range(words):
+        dictionary.add_symbol(str(i))
+    return dictionary
+
+
+def build(name: str, words: int = 40, tokens_per_sample: int = 64, **flags) -> BaseFairseqModel:
+    """A model as ``hydra-train`` builds it, from the name of its registration and flags."""
+    dictionary = make_dictionary(words)
+    task = dict(tokens_per_sample=tokens_per_sample, max_target_positions=None, add_bos_token=False)
+    config = OmegaConf.create(dict(model=dict(_name=name, **flags), task=task, common=dict(tpu=False)))
+    return build_model(config.model, SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary))
+
+
+def make_decoder(seed: int = 0, **flags) -> BaseFairseqModel:
+    """A small ``fma_lm`` in double precision with random weights, for evaluation."""
+    return _randomize("fma_lm", seed, {**_ATTENTION, **_DECODER, **flags})
+
+
+def make_encoder(seed: int = 0, **flags) -> BaseFairseqModel:
+    """A small ``fma_mlm`` in double precision with random weights, for evaluation."""
+    return _randomize("fma_mlm", seed, {**_ATTENTION, **_ENCODER, **flags})
+
+
+def _randomize(name: str, seed: int, flags: dict) -> BaseFairseqModel:
+    torch.manual_seed(seed)
+    model = build(name, **flags).double().eval()
+    for parameter in model.parameters():  # also biases, and weights of summaries, which start the same for all
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Token numbers of :func:`make_dictionary` that are no special words."""
+    return torch.randint(4, 44, shape, generator=torch.Generator().manual_seed(seed))
