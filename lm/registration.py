@@ -10,8 +10,7 @@ from .compat import resolve_precision
 def register_size(name: str, model: type[BaseFairseqModel], config: type) -> None:
     """Register a model with the sizes of a dataclass, for ``--arch NAME`` and for hydra's ``model._name=NAME``.
 
-    fairseq's architecture functions do neither reach hydra nor the checkpoints that come of it; defaults of a dataclass
-    do.
+    fairseq's architecture functions reach neither hydra nor the checkpoints that come of it; a dataclass does.
 
     Args:
         name: what it is registered as.
