@@ -3,6 +3,7 @@
 The tests of the kernels run on machines that have little more than PyTorch and pytest, so this file imports no more.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +35,19 @@ def own_default_scope() -> None:
     """No test sees the default scope that a runner in another one has left: mmengine keeps it for the process."""
     if registry := sys.modules.get("mmengine.registry"):  # the tests of the operators need no mmengine
         registry.DefaultScope._instance_dict.clear()
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries have made stays, so that none of mmengine's collections of garbage looks at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def unformatted_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each checkpoint and log holds the config as code: formatting that takes as long as training a small model."""
+    if sys.modules.get("mmengine"):
+        monkeypatch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True))
 
 
 @pytest.fixture(scope="session")

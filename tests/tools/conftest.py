@@ -141,12 +141,30 @@ default_hooks = dict(
 visualizer = dict(type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")])
 """
 
+VIT = """
+_base_ = ["classifier.py"]
+model = dict(
+    backbone=dict(_delete_=True, type="VisionTransformer", img_size=32, patch_size=4,
+                  arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)),
+    neck=None,
+    head=dict(_delete_=True, type="VisionTransformerClsHead", num_classes=1000, in_channels=16),
+)
+"""
+
 
 @pytest.fixture
 def classifier(tmp_path: Path, imagenet: Path) -> Path:
     """The config of a small classifier: 6 batches an epoch, 4 epochs, every kind of randomness."""
     path = tmp_path / "classifier.py"
     path.write_text(CLASSIFIER.replace("{data}", str(imagenet)))
+    return path
+
+
+@pytest.fixture
+def vit(classifier: Path) -> Path:
+    """The config of a vision transformer under the same recipe as the classifier."""
+    path = classifier.with_name("vit.py")
+    path.write_text(VIT)
     return path
 
 

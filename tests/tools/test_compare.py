@@ -9,28 +9,10 @@ from tool_loader import load_tool
 
 from fma_mm import FMA2D, cli
 
-VIT = """
-_base_ = ["classifier.py"]
-model = dict(
-    backbone=dict(_delete_=True, type="VisionTransformer", img_size=32, patch_size=8,
-                  arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)),
-    neck=None,
-    head=dict(_delete_=True, type="VisionTransformerClsHead", num_classes=1000, in_channels=16),
-)
-"""
-
 
 @pytest.fixture(scope="module")
 def tool():
     return load_tool("compare")
-
-
-@pytest.fixture
-def vit(classifier):
-    """A vision transformer under the same recipe as the classifier."""
-    path = classifier.with_name("vit.py")
-    path.write_text(VIT)
-    return path
 
 
 @pytest.fixture
@@ -62,7 +44,7 @@ def error_of(tool, capsys, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_costs(compare, classifier, vit, tmp_path):
     """Parameters and FLOPs by hand; the batch size of the first config for both."""
-    vit.write_text(VIT + "train_dataloader = dict(batch_size=8)\nval_dataloader = None\n")
+    vit.write_text(vit.read_text() + "train_dataloader = dict(batch_size=8)\nval_dataloader = None\n")
     result, printed = compare(classifier, vit)
     assert result["command"].startswith(f"python tools/compare.py {classifier} {vit} --out ")
     assert result["settings"]["batch_size"] == 4 and result["settings"]["iterations"] == 0
@@ -75,8 +57,8 @@ def test_costs(compare, classifier, vit, tmp_path):
     fma, full = result["rows"]["classifier"], result["rows"]["vit"]
     assert fma["parameters"] == sum(p.numel() for p in backbone.parameters()) + head + 1000
     assert fma["flops"] == flops_by_hand.fma2d(8, (1, 1), 32, 2) + head
-    layers = 2 * (17 * (16 * 48 + 16 * 16 + 2 * 16 * 32) + 2 * 17 * 17 * 16)
-    assert full["flops"] == 16 * 16 * 3 * 8 * 8 + layers + head
+    layers = 2 * (65 * (16 * 48 + 16 * 16 + 2 * 16 * 32) + 2 * 65 * 65 * 16)
+    assert full["flops"] == 64 * 16 * 3 * 4 * 4 + layers + head
     for row in (fma, full):
         assert row["input_shape"] == [3, 32, 32]
         assert row["memory_mib"] > 4 * 4 * row["parameters"] / 2**20  # weights, gradients, AdamW's two moments

@@ -6,15 +6,6 @@ from fma_kernels import Hierarchy
 from fma_mm import FMA2D
 
 SMALL = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2))  # of the configs of these tests
-VIT = """
-_base_ = ["classifier.py"]
-model = dict(
-    backbone=dict(_delete_=True, type="VisionTransformer", img_size=32, patch_size=4,
-                  arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)),
-    neck=None,
-    head=dict(_delete_=True, type="VisionTransformerClsHead", num_classes=1000, in_channels=16),
-)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +75,10 @@ def test_segmentor(counted, segmentor):
     assert float(rows["decode_head"][-2]) == pytest.approx(100 - float(rows["backbone"][-2]), abs=0.11)
 
 
-def test_attention_that_a_hook_converts(counted, classifier):
+def test_attention_that_a_hook_converts(counted, vit):
     """What counts is the model that is trained: 8x8 patches in cells of one, and a class token that reads all."""
-    vit = classifier.with_name("vit.py")
-    vit.write_text(VIT)
     _, full = counted(vit)
-    vit.write_text(VIT + "custom_hooks = [dict(type='ConvertAttentionHook', cell_size=1)]\n")
+    vit.write_text(vit.read_text() + "custom_hooks = [dict(type='ConvertAttentionHook', cell_size=1)]\n")
     _, converted = counted(vit)
     full, converted = (int(totals["FLOPs"].split()[0].replace(",", "")) for totals in (full, converted))
     hierarchy = Hierarchy((8, 8), 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tool_loader import TOOLS, load_tool
+from tool_loader import load_tool
 
 from fma_kernels.backends.triton.tuning import KERNELS, TILINGS
 
@@ -34,6 +34,22 @@ cases = [
     dict(case._asdict(), function=case.kernel.__name__, kernel=parameters(case.kernel)) for case in shipped.cases()
 ]
 print(json.dumps(dict(launched=launched, cases=cases)))
+"""
+
+#: What the tool compiles by default, less half of float32: each of its tilings is compiled once for each architecture
+#: and once in each precision, and over the head dimensions both precisions are for both architectures.
+GATE = """
+import sys
+from tool_loader import load_tool
+
+def kept(case, arch):
+    float32 = "tf32" in case.name or "fp32" in case.name
+    return not float32 or ("tf32" in case.name) + ("d128" in case.name) + (arch == 90) in (0, 2)
+
+tool = load_tool("kernel_resources")
+selected = tool.selected
+tool.selected = lambda *arguments: [chosen for chosen in selected(*arguments) if kept(*chosen)]
+tool.main(["--check", "--json", sys.argv[1]])
 """
 
 #: A tiling that spills takes the place of another.
@@ -88,17 +104,17 @@ def described(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_shipped_kernels_keep_to_the_rules(tool, tmp_path):
+def test_shipped_kernels_keep_to_the_rules(tmp_path):
     out = tmp_path / "rows.json"
-    ended = run(str(TOOLS / "kernel_resources.py"), "--check", "--json", str(out), cache=tmp_path / "cache")
+    ended = run("-c", GATE, str(out), cache=tmp_path / "cache")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = json.loads(out.read_text())
     assert len(ended.stdout.splitlines()) == len(rows) + 3, "a header of two lines, the rows and their number"
     names = {arch: {row["kernel"] for row in rows if row["arch"] == arch} for arch in (80, 90)}
-    tilings = {
-        f"{kernel} {name}" for kernel, name in product(KERNELS, ("bf16 d64", "bf16 d128", "fp32 d64", "fp32 d128"))
-    }
-    assert tilings <= names[80] < names[90], "both architectures, options for the last"
+    for arch, float32 in {80: ("fp32 d64", "tf32 d128"), 90: ("tf32 d64", "fp32 d128")}.items():
+        tilings = {f"{kernel} {name}" for kernel, name in product(KERNELS, ("bf16 d64", "bf16 d128", *float32))}
+        assert tilings <= names[arch]
+    assert len(names[80]) < len(names[90]), "options for the last architecture"
     for row in rows:
         assert 16 <= row["registers"] <= 255
         assert 1 <= row["programs"] <= 32

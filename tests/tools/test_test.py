@@ -71,6 +71,14 @@ def test_classification(run, classifier, checkpoint, tmp_path):
     assert np.allclose(flipped[0]["pred_score"], predictions[0]["pred_score"], atol=0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["classifier"], indirect=True)
+def test_command(start_tool, classifier, checkpoint, tmp_path):
+    """In a process of its own; test_train.py does so with a segmentor."""
+    assert start_tool("test", classifier, checkpoint, "--out", "metrics.json", "--out-item", "metrics").wait() == 0
+    assert '"accuracy/top1": ' in (tmp_path / "metrics.json").read_text()
+
+
 @pytest.mark.parametrize("checkpoint", ["segmentor"], indirect=True)
 def test_segmentation(run, segmentor, checkpoint, tmp_path, ade20k):
     segmentor.write_text(segmentor.read_text() + SEGMENTATION_TTA)

@@ -218,19 +218,22 @@ class KillHook(Hook):
 
 
 @pytest.mark.slow
-def test_killed_runs_end_as_if_they_had_not_been(start_tool, classifier, tmp_path):
-    """Three runs side by side: whole, killed while training, and killed while writing the checkpoint of epoch 3."""
+def test_killed_runs_end_as_if_they_had_not_been(start_tool, run, classifier, tmp_path):
+    """Two runs side by side are killed, while training and while writing the checkpoint of epoch 3.
+
+    They are resumed in a process of its own and in this one, where the run is that was not killed.
+    """
     (tmp_path / "killer.py").write_text(KILLER)
+    settings = "randomness = dict(seed=3)\n"
 
     def start(work_dir: str, *arguments: str, kill: str = "") -> subprocess.Popen:
-        text = classifier.read_text() + "randomness = dict(seed=3)\n"
+        text = classifier.read_text() + settings
         if kill:
             text += f"custom_imports['imports'].append('killer')\ncustom_hooks = [dict(type='KillHook', {kill})]\n"
         config = tmp_path / f"{work_dir}_config.py"
         config.write_text(text)
         return start_tool("train", config, "--work-dir", tmp_path / work_dir, *arguments)
 
-    whole = start("whole")
     training, writing = start("training", kill="iteration=15"), start("writing", kill="writing_epoch=3")
     assert training.wait() == -signal.SIGKILL
     assert writing.wait() == -signal.SIGXFSZ
@@ -239,7 +242,8 @@ def test_killed_runs_end_as_if_they_had_not_been(start_tool, classifier, tmp_pat
     assert any(0 < path.stat().st_size <= 150_000 for path in (tmp_path / "writing").glob(".*epoch_3*"))
 
     training = start("training", "--resume")
-    writing = start("writing", "--resume", str(tmp_path / "writing" / "epoch_2.pth"))
-    assert (whole.wait(), training.wait(), writing.wait()) == (0, 0, 0)
-    assert_same(state(tmp_path / "training"), state(tmp_path / "whole"))
-    assert_same(state(tmp_path / "writing"), state(tmp_path / "whole"))
+    run(classifier, "writing", "--resume", str(tmp_path / "writing" / "epoch_2.pth"), settings=settings)
+    whole = state(run(classifier, "whole", settings=settings))
+    assert training.wait() == 0
+    assert_same(state(tmp_path / "training"), whole)
+    assert_same(state(tmp_path / "writing"), whole)
