@@ -24,6 +24,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -185,7 +186,8 @@ def main(argv: list[str] | None = None) -> None:
     title = f"{args.config.stem}, context {args.context}, {rows[0]['updates']} updates; {device}, fma-mm {__version__}"
     text = f"{title}\n\n{table(rows, masked)}\n"
     print(text)
-    about = dict(title=title, torch=torch.__version__, command=commands[0][1:], changes=args.set, rows=rows)
+    words = ["python", "tools/compare_lm.py", *(sys.argv[1:] if argv is None else argv)]
+    about = dict(title=title, torch=torch.__version__, command=shlex.join(words), rows=rows)
     (args.out / f"{args.name}.json").write_text(json.dumps(about, indent=4) + "\n")
     (args.out / f"{args.name}.md").write_text(text)
     plot(rows, args.out / f"{args.name}.png", title)
