@@ -1,4 +1,4 @@
-"""Distribution of fma-mm: the operator library `fma_kernels`, the mmengine components `fma_mm`, fairseq's plugin `lm`."""
+"""Distribution of fma-mm: `fma_kernels` (operators), `fma_mm` (mmengine components) and `lm` (plugin of fairseq)."""
 
 import re
 import shutil
