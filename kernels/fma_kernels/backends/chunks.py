@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 #: Numbers in flight at a time. On a CPU the working set stays in the second-level cache; elsewhere it fills the device.
-_BUDGET = {"cpu": 2**19}
+_BUDGET = {"cpu": 2**20}
 _BUDGET_ELSEWHERE = 2**26
 
 
