@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 from fairseq import options
 from fairseq.data import Dictionary
-from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer import TransformerConfig, TransformerDecoder
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
 from fairseq.modules import AdaptiveInput
-from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor, nn
 
@@ -18,6 +16,7 @@ from ..attention import AttentionConfig, SelfAttention, build_self_attention
 from ..padding import put_back, to_right
 from ..positions import max_positions, position_embeddings
 from ..registration import register_size
+from ..wrapping import wrap_layer
 
 #: What has to be the same where the weights of adaptive inputs and softmax are.
 TIED = {
@@ -129,11 +128,7 @@ class FMADecoder(TransformerDecoder):
         super().__init__(args, dictionary, embed_tokens, no_encoder_attn=True)
 
     def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = True) -> nn.Module:
-        layer = FMADecoderLayer(cfg, self.args)
-        checkpoint = cfg.checkpoint_activations or cfg.offload_activations
-        if checkpoint:
-            layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
-        return fsdp_wrap(layer, min_num_params=0 if checkpoint else cfg.min_params_to_wrap)
+        return wrap_layer(FMADecoderLayer(cfg, self.args), cfg)
 
     def extract_features(
         self, prev_output_tokens: Tensor, encoder_out: None = None, incremental_state: dict | None = None, **unused

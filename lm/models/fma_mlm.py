@@ -7,10 +7,8 @@ from typing import Optional
 from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum
-from fairseq.distributed import fsdp_wrap
 from fairseq.models.roberta.model import RobertaEncoder, RobertaModel
 from fairseq.models.transformer import DEFAULT_MIN_PARAMS_TO_WRAP, TransformerConfig, TransformerEncoder
-from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from omegaconf import II, open_dict
@@ -20,6 +18,7 @@ from ..attention import AttentionConfig, SelfAttention, build_self_attention
 from ..padding import put_back, to_right
 from ..positions import max_positions, require_positions
 from ..registration import register_size
+from ..wrapping import wrap_layer
 
 
 @dataclass
@@ -111,11 +110,7 @@ class FMAEncoder(TransformerEncoder):
     """
 
     def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
-        layer = FMAEncoderLayer(cfg, self.args)
-        checkpoint = cfg.checkpoint_activations or cfg.offload_activations
-        if checkpoint:
-            layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
-        return fsdp_wrap(layer, min_num_params=0 if checkpoint else cfg.min_params_to_wrap)
+        return wrap_layer(FMAEncoderLayer(cfg, self.args), cfg)
 
     def forward(
         self,
