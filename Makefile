@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo        train FMA2D on handwritten digits on the CPU (about 2 minutes)"
 	@echo "make demo-seg    train FMA2D with SegFormer's head on scenes of such digits on the CPU (about 3 minutes)"
-	@echo "make demo-lm     train language models of bytes with FMA, full and local attention on the CPU (about 4 minutes)"
+	@echo "make demo-lm     train language models of bytes with FMA, full and local attention on the CPU (about 3 minutes)"
 	@echo "make test        run the whole test suite"
 	@echo "make lint        check the style"
 	@echo "make wheel-check build the wheel, and use it in an empty environment (6 GB on disk while it runs)"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Language models in five minutes on a CPU: bytes of Python's standard library, with FMA, full and local attention.
+"""Language models in three minutes on a CPU: bytes of Python's standard library, with FMA, full and local attention.
 
     python tools/demo_lm.py             # or: make demo-lm
 
