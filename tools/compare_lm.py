@@ -78,15 +78,16 @@ def measure(variants: dict[str, Path], args: argparse.Namespace) -> list[dict]:
     import torch
     from costs import Step, median_times
     from evaluation import evaluate
+    from loading import load
 
     logging.getLogger().setLevel(logging.WARNING)  # fairseq turns every library's messages on
     torch.set_num_threads(args.jobs * args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = dict(plugin=plugin(), data=args.data.resolve(), split=args.split, context=args.context)
     found, steps, memory = {}, {}, {}
     for name, folder in variants.items():
-        found[name] = evaluate(folder / CHECKPOINT, samples=args.samples, **where)
-        steps[name] = Step(folder / CHECKPOINT, samples=args.batch, device=device, **where)
+        trained = load(folder / CHECKPOINT, plugin(), args.data.resolve(), args.split, args.context)
+        found[name] = evaluate(trained, args.split, args.context, args.samples)
+        steps[name] = Step(trained, args.split, args.batch, device)  # after that: a step changes the model
         memory[name] = steps[name].peak_mib()
     times = median_times(steps, args.rounds)
     return [

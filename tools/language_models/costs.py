@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
 
 import torch
 from fairseq import utils
-from loading import load
+from loading import Trained
 
 from fma_kernels.measure import milliseconds, peak_mib
 
 
 class Step:
-    """A model as its checkpoint has it, and one batch that it takes a training step on, again and again.
+    """A model, trained further from here on, and one batch that it takes a training step on, again and again.
 
     Args:
-        checkpoint: of the model.
-        plugin: folder of the fairseq plugin.
-        data: folder that ``fairseq-preprocess`` wrote.
-        split: name of the split that the batch comes from.
-        context: tokens per sample.
+        trained: the model.
+        split: name of the split that the batch comes from, which its task has loaded.
         samples: samples of the batch.
         device: where to train.
     """
 
-    def __init__(
-        self, checkpoint: Path, plugin: Path, data: Path, split: str, context: int, samples: int, device: torch.device
-    ):
-        model, cfg, task = load(checkpoint, plugin, data, split, context)
-        dataset = task.dataset(split)
+    def __init__(self, trained: Trained, split: str, samples: int, device: torch.device):
+        dataset = trained.task.dataset(split)
         batch = dataset.collater([dataset[index] for index in range(samples)])
         self.batch = utils.move_to_cuda(batch) if device.type == "cuda" else batch
-        self.model, self.device = model.to(device).train(), device
-        self.criterion = task.build_criterion(cfg.criterion)
+        self.model, self.device = trained.model.to(device).train(), device
+        self.criterion = trained.task.build_criterion(trained.cfg.criterion)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-4)
 
     def run(self) -> None:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils, utils
-from loading import load
+from fairseq import utils
+from loading import Trained
 
 QUARTERS = 4
 
 
 @torch.no_grad()
-def evaluate(checkpoint: Path, plugin: Path, data: Path, split: str, context: int, samples: int) -> dict:
+def evaluate(trained: Trained, split: str, context: int, samples: int) -> dict:
     """Mean negative log-likelihood of tokens, to base 2: bits per character of a corpus of bytes.
 
     The samples are spread evenly over the split. Of a masked model only masked tokens count, the same for every model.
 
     Args:
-        checkpoint: of the model.
-        plugin: folder of the fairseq plugin.
-        data: folder that ``fairseq-preprocess`` wrote.
-        split: name of the split.
+        trained: the model.
+        split: name of the split, which its task has loaded.
         context: tokens per sample.
         samples: number of samples, or all there are if that is less.
 
@@ -32,7 +29,7 @@ def evaluate(checkpoint: Path, plugin: Path, data: Path, split: str, context: in
     Raises:
         ValueError: there is no token to predict.
     """
-    model, _, task = load(checkpoint, plugin, data, split, context)
+    model, task = trained.model, trained.task
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     dataset = task.dataset(split)
@@ -59,6 +56,6 @@ def evaluate(checkpoint: Path, plugin: Path, data: Path, split: str, context: in
         bits=(total.sum() / count.sum() / math.log(2)).item(),
         bits_by_quarter=(total / count / math.log(2)).tolist(),
         tokens=int(count.sum()),
-        updates=checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))["optimizer_history"][-1]["num_updates"],
+        updates=trained.updates,
         parameters=sum(p.numel() for p in model.parameters()),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq import checkpoint_utils, tasks, utils
@@ -11,9 +12,24 @@ from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig
 
 
-def load(
-    checkpoint: Path, plugin: Path, data: Path, split: str, context: int
-) -> tuple[BaseFairseqModel, DictConfig, FairseqTask]:
+@dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Attributes:
+        model: the model.
+        cfg: the configuration that it was trained with.
+        task: its task, with one split loaded.
+        updates: updates that it was trained for.
+    """
+
+    model: BaseFairseqModel
+    cfg: DictConfig
+    task: FairseqTask
+    updates: int
+
+
+def load(checkpoint: Path, plugin: Path, data: Path, split: str, context: int) -> Trained:
     """Open a checkpoint.
 
     Args:
@@ -22,14 +38,11 @@ def load(
         data: folder that ``fairseq-preprocess`` wrote.
         split: name of the split that the task loads.
         context: tokens per sample of the task; the model stays as it was trained.
-
-    Returns:
-        The model, the configuration that it was trained with, and the task.
     """
     utils.import_user_module(Namespace(user_dir=str(plugin)))
-    cfg = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))["cfg"]
-    cfg.task.data, cfg.task.tokens_per_sample = str(data), context
-    task = tasks.setup_task(cfg.task)
-    (model,), cfg, _ = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], task=task)
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
+    state["cfg"].task.data, state["cfg"].task.tokens_per_sample = str(data), context
+    task = tasks.setup_task(state["cfg"].task)
+    (model,), cfg, _ = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], task=task, state=state)
     task.load_dataset(split)
-    return model, cfg, task
+    return Trained(model, cfg, task, state["optimizer_history"][-1]["num_updates"])
