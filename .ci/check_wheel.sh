@@ -14,7 +14,7 @@ step() { echo "==> $*"; }
 install() { "$python" -m pip install --quiet --disable-pip-version-check -c "$checkout/constraints.txt" "$@"; }
 
 step "1/6 building the source distribution, and the wheel from it"
-"$1" tests/wheel_builder.py "$work"
+"$1" tests/helpers/wheel_builder.py "$work"
 wheel=$(echo "$work"/*.whl)
 
 step "2/6 the wheel alone: PyTorch, and nothing of OpenMMLab"

@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from tool_loader import load_tool
+from helpers.tool_loader import load_tool
 
 # Without a GPU, Triton's interpreter runs the kernels. Triton looks when a kernel is defined, which is when its module
 # is imported, and PyTorch's compiler imports Triton as well: so this has to come before everything else.

@@ -96,7 +96,7 @@ def test_mmsegmentation(checkpoint, one_thread):
 def test_mmdetection(checkpoint):
     """In a process of its own, with stand-ins for the operators that mmcv may lack."""
     code = f"""
-import refusing_ops, torch
+import helpers.refusing_ops, torch
 from pathlib import Path
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData

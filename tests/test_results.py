@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tool_loader import load_tool
+from helpers.tool_loader import load_tool
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks/results").glob("lm-*.json"))

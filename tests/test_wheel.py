@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from wheel_builder import ROOT, build
+from helpers.wheel_builder import ROOT, build
 
 pytestmark = pytest.mark.slow
 

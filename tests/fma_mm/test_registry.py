@@ -92,7 +92,7 @@ def test_everything_is_registered_once_in_the_root():
 def test_plain_names_are_found_in_mmdetection():
     """In a process of its own, as mmdetection cannot be imported without operators that mmcv may lack."""
     code = f"""
-import refusing_ops, fma_mm, mmdet.registry, torch
+import helpers.refusing_ops, fma_mm, mmdet.registry, torch
 from mmengine import registry as root
 from mmengine.registry import DefaultScope
 found = []

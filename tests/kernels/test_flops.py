@@ -1,8 +1,8 @@
 """The FLOP formulas against walks over tokens and cells; PyTorch counts 2 per multiply-add."""
 
-import flops_by_hand
 import pytest
 import torch
+from helpers import flops_by_hand
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode

@@ -10,7 +10,15 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import MODEL_DATACLASS_REGISTRY, BaseFairseqModel, build_model
 from fairseq.models.roberta.model import RobertaModel, roberta_prenorm_architecture
 from fairseq.models.transformer_lm import TransformerLanguageModel
-from language_models import DECODERS, ENCODERS, build, make_decoder, make_dictionary, make_encoder, random_tokens
+from helpers.language_models import (
+    DECODERS,
+    ENCODERS,
+    build,
+    make_decoder,
+    make_dictionary,
+    make_encoder,
+    random_tokens,
+)
 
 from lm.attention import SelfAttention
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.language_models import DECODERS, ENCODERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_models import DECODERS, ENCODERS
 
 from lm.attention import AttentionConfig, SelfAttention, build_self_attention
 from lm.attention.rotary import rotate

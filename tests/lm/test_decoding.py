@@ -3,9 +3,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
+from helpers.language_models import DECODERS, make_decoder, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_models import DECODERS, make_decoder, random_tokens
 
 from lm.attention.core import KeyValueCache, Recomputation
 from lm.attention.multipole import Streaming

@@ -3,7 +3,7 @@ import functools
 import pytest
 import torch
 from fairseq import options
-from language_models import make_decoder, make_encoder, random_tokens
+from helpers.language_models import make_decoder, make_encoder, random_tokens
 from omegaconf.errors import ConfigKeyError, ValidationError
 
 MAKERS = [make_decoder, make_encoder]

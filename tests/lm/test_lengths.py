@@ -1,7 +1,7 @@
 import pytest
 import torch
 from fairseq.models.transformer import TransformerDecoder
-from language_models import make_decoder, make_encoder, random_tokens
+from helpers.language_models import make_decoder, make_encoder, random_tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.language_models import DECODERS, ENCODERS, make_decoder, make_encoder, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_models import DECODERS, ENCODERS, make_decoder, make_encoder, random_tokens
 
 from lm.padding import put_back, to_right
 

@@ -1,7 +1,7 @@
 import numpy
 import pytest
 import torch
-from language_models import DECODERS, ENCODERS, make_decoder, make_encoder, random_tokens
+from helpers.language_models import DECODERS, ENCODERS, make_decoder, make_encoder, random_tokens
 
 CASES = [(make_decoder, name) for name in DECODERS] + [(make_encoder, name) for name in ENCODERS]
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tool_loader import TOOLS
+from helpers.tool_loader import TOOLS
 
 CLASSIFIER = """
 default_scope = "mmpretrain"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tool_loader import load_tool
+from helpers.tool_loader import load_tool
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from tool_loader import load_tool
+from helpers.tool_loader import load_tool
 
 from fma_kernels import DecodingState, SummaryBasis
 

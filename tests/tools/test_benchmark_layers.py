@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tool_loader import load_tool
+from helpers.tool_loader import load_tool
 from torch import nn
 
 PEERS = {

@@ -2,10 +2,10 @@ import json
 import re
 import statistics
 
-import flops_by_hand
 import pytest
 import torch
-from tool_loader import load_tool
+from helpers import flops_by_hand
+from helpers.tool_loader import load_tool
 
 from fma_mm import FMA2D, cli
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tool_loader import load_tool
+from helpers.tool_loader import load_tool
 
 tool = load_tool("compare_lm")
 CONFIG = Path(__file__).parents[2] / "configs/lm/stdlib.yaml"

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 
 import pytest
-from tool_loader import load_tool
+from helpers.tool_loader import load_tool
 
 tool = load_tool("demo_lm")
 

@@ -1,6 +1,6 @@
-import flops_by_hand
 import pytest
-from tool_loader import load_tool
+from helpers import flops_by_hand
+from helpers.tool_loader import load_tool
 
 from fma_kernels import Hierarchy
 from fma_mm import FMA2D

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tool_loader import TOOLS, load_tool
+from helpers.tool_loader import TOOLS, load_tool
 
 ROOT = TOOLS.parent
 

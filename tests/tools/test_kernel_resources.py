@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tool_loader import load_tool
+from helpers.tool_loader import load_tool
 
 from fma_kernels.backends.triton.tuning import KERNELS, TILINGS
 
@@ -40,7 +40,7 @@ print(json.dumps(dict(launched=launched, cases=cases)))
 #: and once in each precision, and over the head dimensions both precisions are for both architectures.
 GATE = """
 import sys
-from tool_loader import load_tool
+from helpers.tool_loader import load_tool
 
 def kept(case, arch):
     float32 = "tf32" in case.name or "fp32" in case.name
@@ -55,7 +55,7 @@ tool.main(["--check", "--json", sys.argv[1]])
 #: A tiling that spills takes the place of another.
 SPILL = """
 from fma_kernels.backends.triton.tuning import TILINGS, Tiling
-from tool_loader import load_tool
+from helpers.tool_loader import load_tool
 TILINGS[4, 64] = (Tiling(64, 32, 8, 1),) * 4
 del TILINGS[4, 128]
 load_tool("kernel_resources").main(["--kernels", "queries", "--arch", "80", "--cases", "plain", "--check"])

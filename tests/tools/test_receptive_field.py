@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.tool_loader import load_tool
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from PIL import Image
-from tool_loader import load_tool
 
 from fma_mm.analysis import inspection
 from fma_mm.analysis.receptive_field import receptive_field

@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from tool_loader import TOOLS
+from helpers.tool_loader import TOOLS
 
 SCRIPTS = sorted(TOOLS.glob("*.sh"))
 DEFAULTS = ["--nnodes=1", "--node-rank=0", "--nproc-per-node=4", "--master-addr=127.0.0.1", "--master-port=29500"]

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tool_loader import load_tool
+from helpers.tool_loader import load_tool
 
 tool = load_tool("train_lm")
 CONFIGS = Path(__file__).parents[2] / "configs/lm"

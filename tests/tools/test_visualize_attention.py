@@ -7,10 +7,10 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from helpers.tool_loader import load_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from PIL import Image
-from tool_loader import load_tool
 
 from fma_mm.analysis.attention_map import capture_inputs, query_attention
 

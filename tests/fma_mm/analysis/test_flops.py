@@ -1,7 +1,7 @@
-import flops_by_hand
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import flops_by_hand
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch._subclasses import FakeTensorMode

@@ -1,9 +1,9 @@
 import math
 import re
 
-import flops_by_hand
 import pytest
 import torch
+from helpers import flops_by_hand
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from torch import nn

@@ -11,8 +11,8 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
-from fairseq_commands import PLUGIN, Command, training_flags
-from tool_loader import TOOLS
+from helpers.fairseq_commands import PLUGIN, Command, training_flags
+from helpers.tool_loader import TOOLS
 
 SIZES = {"train": 8192, "valid": 1000, "test": 800}
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from fairseq_commands import logged
+from helpers.fairseq_commands import logged
 
 FLAGS = ["--gen-subset", "valid", "--batch-size", "4", "--log-format", "simple"]
 

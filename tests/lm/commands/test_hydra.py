@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairseq_commands import PLUGIN, Command
+from helpers.fairseq_commands import PLUGIN, Command
 
 CONFIG = """
 # @package _group_

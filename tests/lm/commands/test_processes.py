@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairseq_commands import free_port, training_flags
+from helpers.fairseq_commands import free_port, training_flags
 
 UPDATES = "--max-update 24 --save-interval-updates 10"
 

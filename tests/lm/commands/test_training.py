@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import checkpoint_utils, options
-from fairseq_commands import logged, training_flags
+from helpers.fairseq_commands import logged, training_flags
 
 from lm.attention import AttentionConfig
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from tool_loader import TOOLS
+from helpers.tool_loader import TOOLS
 
 sys.path.insert(0, str(TOOLS / "attention_benchmark"))  # as tools/benchmark_attention.py does
 

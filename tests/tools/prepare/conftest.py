@@ -11,13 +11,13 @@ from signal import Signals
 from types import SimpleNamespace
 
 import pytest
-from tool_loader import TOOLS
+from helpers.tool_loader import TOOLS
 
 sys.path.insert(0, str(TOOLS / "prepare"))  # where Python looks for modules when it runs these tools
 
 import unpacking
 from command import Dataset, main
-from prepare_archives import make_ade20k, make_imagenet
+from helpers.prepare_archives import make_ade20k, make_imagenet
 
 
 @pytest.fixture

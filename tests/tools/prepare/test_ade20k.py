@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from ade20k import ADE, ROOT
 from command import main
+from helpers.prepare_archives import described, tree
+from helpers.tool_loader import TOOLS
 from PIL import Image
-from prepare_archives import described, tree
-from tool_loader import TOOLS
 
 
 def prepare(data, source, out, *arguments):

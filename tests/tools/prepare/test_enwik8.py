@@ -14,8 +14,8 @@ import pytest
 from byte_text import decode, split_sizes
 from command import main
 from enwik8 import ENWIK8, Enwik8
-from prepare_archives import described, tree
-from tool_loader import TOOLS
+from helpers.prepare_archives import described, tree
+from helpers.tool_loader import TOOLS
 
 
 def write_archive(path, files):

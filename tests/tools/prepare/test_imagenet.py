@@ -8,9 +8,9 @@ from signal import SIGINT, SIGKILL
 
 import pytest
 from command import main
+from helpers.prepare_archives import described, make_imagenet, tar_bytes, tree, write_devkit
+from helpers.tool_loader import TOOLS
 from imagenet import IMAGENET, META
-from prepare_archives import described, make_imagenet, tar_bytes, tree, write_devkit
-from tool_loader import TOOLS
 
 
 def prepare(data, out, *arguments):

@@ -8,9 +8,9 @@ import sys
 import pytest
 from byte_text import decode
 from command import main
-from prepare_archives import tree
+from helpers.prepare_archives import tree
+from helpers.tool_loader import TOOLS
 from stdlib import STDLIB, StandardLibrary, find_sources
-from tool_loader import TOOLS
 
 SOURCES = {  # in the order of their paths
     "a-b.py": b"# \xe9 in Latin-1\n",

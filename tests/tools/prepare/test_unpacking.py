@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import unpacking
 from archives import DataError, Member
-from prepare_archives import tree
+from helpers.prepare_archives import tree
 from unpacking import unpack
 
 FILES = {"a.txt": b"aaa", "b/c.txt": b"", "b/d/e.txt": b"e" * 5000}

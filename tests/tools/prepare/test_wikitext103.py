@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 from command import main
-from prepare_archives import described, tree
-from tool_loader import TOOLS
+from helpers.prepare_archives import described, tree
+from helpers.tool_loader import TOOLS
 from wikitext103 import ROOT, WIKITEXT103, WikiText103, count_tokens
 
 ARTICLE = " \n = Robert <unk> = \n \n Robert <unk> is an English film , television and theatre actor . \n"

@@ -1,6 +1,6 @@
 """Build the source distribution, and the wheel from it, without touching the checkout.
 
-python tests/wheel_builder.py FOLDER
+python tests/helpers/wheel_builder.py FOLDER
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOT_SOURCES = [
     *(".git", ".venv", ".hypothesis", ".*_cache", "__pycache__"),
     *("*.egg-info", "build", "dist", "data", "work_dirs"),

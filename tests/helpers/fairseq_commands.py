@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-PLUGIN = Path(__file__).parents[1] / "lm"
+PLUGIN = Path(__file__).parents[2] / "lm"
 TIMEOUT = 180  # seconds; a command takes about 5
 
 #: Flags of all training: small models on few tokens, where no batch is left out.

@@ -1,0 +1,1 @@
+"""What tests of several folders share: problems, models, small archives, processes."""
