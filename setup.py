@@ -1,4 +1,4 @@
-"""Distribution of fma-mm: `fma_kernels` (operators), `fma_mm` (mmengine components) and `lm` (plugin of fairseq)."""
+"""Distribution of fma-mm: `fma_kernels` (operators), `fma_mm` (for mmengine), `lm` (for fairseq) and `fma_tools`."""
 
 import re
 import shutil
@@ -13,6 +13,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "kernels/fma_kernels/versio
 
 #: What OpenMMLab's packages carry in `.mim`, where mmengine and mim look for it.
 MIM_FILES = ["configs", "tools", "model-index.yml"]
+#: Folders that stay out of `.mim`: the package behind the tools is installed beside `fma_mm`, where they import it.
+NOT_MIM = {"__pycache__", "fma_tools"}
 
 EXTRAS = {
     # The OpenMMLab side. scikit-learn carries the digits that the embedded demos train on; the tools draw with
@@ -63,7 +65,7 @@ class BuildWithMim(build_py):
         shutil.rmtree(target, ignore_errors=True)  # what an earlier build left
         for name in MIM_FILES:
             for path in [ROOT / name, *(ROOT / name).rglob("*")]:
-                if path.is_file() and "__pycache__" not in path.parts:
+                if path.is_file() and NOT_MIM.isdisjoint(path.relative_to(ROOT).parts):
                     copy = target / path.relative_to(ROOT)
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(path, copy)
@@ -102,8 +104,12 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     python_requires=">=3.10",
-    package_dir={"fma_kernels": "kernels/fma_kernels"},
-    packages=[*find_packages("kernels"), *find_packages(include=["fma_mm", "fma_mm.*", "lm", "lm.*"])],
+    package_dir={"fma_kernels": "kernels/fma_kernels", "fma_tools": "tools/fma_tools"},
+    packages=[
+        *find_packages("kernels"),
+        *find_packages("tools"),
+        *find_packages(include=["fma_mm", "fma_mm.*", "lm", "lm.*"]),
+    ],
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,
     cmdclass={"build_py": BuildWithMim, "egg_info": EggInfoForMim},

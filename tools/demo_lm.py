@@ -22,12 +22,13 @@ from collections import Counter
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TOOLS), str(TOOLS / "prepare")]
+sys.path[:0] = [str(TOOLS)]
 
 import compare_lm
-from byte_text import encode, split_sizes
-from stdlib import find_sources
 from train_lm import plugin
+
+from fma_tools.prepare.byte_text import encode, split_sizes
+from fma_tools.prepare.stdlib import find_sources
 
 CONFIG = TOOLS.parent / "configs/lm/demo.yaml"
 SIZE = 4 * 10**6  # bytes

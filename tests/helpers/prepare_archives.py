@@ -9,12 +9,12 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import ade20k
-import imagenet
 import numpy as np
-from archives import Archive
 from PIL import Image
 from scipy.io import savemat
+
+from fma_tools.prepare import ade20k, imagenet
+from fma_tools.prepare.archives import Archive
 
 
 def image(rng: np.random.Generator, kind: str, shape: tuple[int, ...] = (5, 6, 3), values: int = 256) -> bytes:

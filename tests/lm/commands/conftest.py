@@ -12,7 +12,8 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from helpers.fairseq_commands import PLUGIN, Command, training_flags
-from helpers.tool_loader import TOOLS
+
+from fma_tools.prepare.byte_text import encode
 
 SIZES = {"train": 8192, "valid": 1000, "test": 800}
 
@@ -55,9 +56,6 @@ def source() -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def preprocessed(start, source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The corpus, and what ``fairseq-preprocess`` printed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TOOLS / "prepare")  # its tools import one another
-        encode = importlib.import_module("byte_text").encode
     folder, flags = tmp_path_factory.mktemp("corpus"), []
     for split, text in source.items():
         (folder / f"{split}.txt").write_bytes(b"".join(encode([text])))

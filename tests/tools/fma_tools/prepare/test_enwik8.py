@@ -11,11 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from byte_text import decode, split_sizes
-from command import main
-from enwik8 import ENWIK8, Enwik8
 from helpers.prepare_archives import described, tree
 from helpers.tool_loader import TOOLS
+
+from fma_tools.prepare.byte_text import decode, split_sizes
+from fma_tools.prepare.enwik8 import ENWIK8, Enwik8
+from fma_tools.prepare.preparation import main
 
 
 def write_archive(path, files):

@@ -5,10 +5,12 @@ import io
 from types import SimpleNamespace
 
 import pytest
-import unpacking
-from archives import DataError, Member
 from helpers.prepare_archives import tree
-from unpacking import unpack
+
+from fma_tools.command import CommandError
+from fma_tools.prepare import unpacking
+from fma_tools.prepare.archives import Member
+from fma_tools.prepare.unpacking import unpack
 
 FILES = {"a.txt": b"aaa", "b/c.txt": b"", "b/d/e.txt": b"e" * 5000}
 
@@ -37,7 +39,7 @@ def test_what_is_there_is_left_alone(tmp_path):
 def test_another_file_in_the_way_stops_before_anything_is_written(tmp_path, contents):
     (tmp_path / "b" / "d").mkdir(parents=True)
     (tmp_path / "b" / "d" / "e.txt").write_bytes(contents)
-    with pytest.raises(DataError, match=r"e\.txt: differs from the file in x\.tar; move it away"):
+    with pytest.raises(CommandError, match=r"e\.txt: differs from the file in x\.tar; move it away"):
         unpack(members, tmp_path, total=0)
     assert tree(tmp_path) == {"b/d/e.txt": contents}
 
@@ -46,7 +48,7 @@ def test_another_file_in_the_way_stops_before_anything_is_written(tmp_path, cont
 def test_a_folder_for_a_file_and_a_file_for_a_folder_stop_before_anything_is_written(tmp_path, path):
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text("in the way")
-    with pytest.raises((DataError, NotADirectoryError)):
+    with pytest.raises((CommandError, NotADirectoryError)):
         unpack(members, tmp_path, total=0)
     assert tree(tmp_path) == {path: b"in the way"}
 
@@ -54,7 +56,7 @@ def test_a_folder_for_a_file_and_a_file_for_a_folder_stop_before_anything_is_wri
 def test_a_folder_does_not_pass_for_a_file_of_its_size(tmp_path):
     (tmp_path / "a").mkdir()
     files = {"a": bytes((tmp_path / "a").stat().st_size)}
-    with pytest.raises(DataError, match="differs from the file"):
+    with pytest.raises(CommandError, match="differs from the file"):
         unpack(lambda: members(files), tmp_path, total=0, compare=False)
 
 
@@ -70,7 +72,7 @@ def test_space_is_checked_for_what_is_missing(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda folder: asked.append(folder) or free)
     out = tmp_path / "new" / "folder"
-    with pytest.raises(DataError, match=r"folder: 0\.0 GB are needed and 0\.0 GB are free"):
+    with pytest.raises(CommandError, match=r"folder: 0\.0 GB are needed and 0\.0 GB are free"):
         unpack(members, out, total=0)
     assert asked == [tmp_path] and not list(tmp_path.iterdir())
     out.mkdir(parents=True)
@@ -82,7 +84,7 @@ def test_space_is_checked_for_what_is_missing(tmp_path, monkeypatch):
 def test_two_processes_do_not_unpack_into_one_folder(tmp_path):
     with (tmp_path / ".lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process is unpacking into it"):
+        with pytest.raises(CommandError, match="another process is unpacking into it"):
             unpack(members, tmp_path, total=0)
         assert list(tree(tmp_path)) == [".lock"]
     unpack(members, tmp_path, total=0)  # the lock ends with the process, and its file does not matter

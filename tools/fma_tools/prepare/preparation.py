@@ -1,60 +1,14 @@
-"""What the tools that prepare data sets share: the command line, and the steps from archives to a checked folder."""
+"""Command line of the tools that prepare data sets, and the steps from archives to a checked folder."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
-from archives import Archive, DataError, Member
-from unpacking import unpack
-
-
-class Dataset(ABC):
-    """A data set that its users download as archives, or that is made of what every machine has."""
-
-    title: ClassVar[str]
-    page: ClassVar[str]  # where the archives are downloaded, if there are any
-    folder: ClassVar[str]  # where the configs expect the data set
-
-    @property
-    @abstractmethod
-    def archives(self) -> tuple[Archive, ...]:
-        """The archives."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files to unpack, about; to show how far the work has come."""
-        return sum(archive.size for archive in self.archives)
-
-    @abstractmethod
-    def members(self, *paths: Path) -> Iterator[Member]:
-        """The files to unpack, with their paths below the data set's folder.
-
-        Args:
-            paths: where the archives are, in the order of :attr:`archives`.
-
-        Raises:
-            DataError: the archives do not hold what they should.
-        """
-
-    @abstractmethod
-    def problems(self, root: Path) -> Iterator[str]:
-        """What is wrong with the data set in a folder; nothing if it can be trained on.
-
-        Args:
-            root: the folder.
-        """
-
-    def remarks(self, root: Path) -> Iterator[str]:
-        """What to say of the data set in a folder when nothing is wrong with it, in lines.
-
-        Args:
-            root: the folder.
-        """
-        yield from ()
+from ..command import CommandError, run
+from .dataset import Dataset
+from .unpacking import unpack
 
 
 def main(dataset: Dataset, argv: list[str] | None = None) -> None:
@@ -84,16 +38,19 @@ def main(dataset: Dataset, argv: list[str] | None = None) -> None:
     if dataset.archives and args.check == (args.archives is not None):
         parser.error("expected either ARCHIVES, the folder with the downloaded archives, or --check")
     try:
+        run(parser, args, partial(_carry_out, dataset))
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted; the same command continues where it stopped\n")
+
+
+def _carry_out(dataset: Dataset, args: Namespace) -> None:
+    try:
         if not args.check:
             prepare(dataset, args.archives, args.out, verify=not args.no_verify)
         check(dataset, args.out)
-    except DataError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        parser.exit(2, f"{parser.prog}: error: {where}{error.strerror or error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; the same command continues where it stopped\n")
+        raise CommandError(f"{where}{error.strerror or error}") from error
 
 
 def prepare(dataset: Dataset, source: Path | None, out: Path, verify: bool) -> None:
@@ -106,12 +63,12 @@ def prepare(dataset: Dataset, source: Path | None, out: Path, verify: bool) -> N
         verify: compare hashes and contents, not sizes alone.
 
     Raises:
-        DataError: an archive is missing or not what it should be, or see :func:`unpacking.unpack`.
+        CommandError: an archive is missing or not what it should be, or see :func:`unpacking.unpack`.
     """
     archives = dataset.archives
     paths = [source] if len(archives) == 1 and source.is_file() else [source / archive.name for archive in archives]
     if missing := [path.name for path in paths if not path.is_file()]:
-        raise DataError(f"{source}: expected a folder with {', '.join(missing)}, from {dataset.page}")
+        raise CommandError(f"{source}: expected a folder with {', '.join(missing)}, from {dataset.page}")
     for archive, path in zip(archives, paths, strict=True):
         archive.check_size(path)
     if verify:
@@ -128,10 +85,10 @@ def check(dataset: Dataset, root: Path) -> None:
         root: its folder.
 
     Raises:
-        DataError: it is not; all that is wrong.
+        CommandError: it is not; all that is wrong.
     """
     if problems := list(dataset.problems(root)):
-        raise DataError("; ".join(problems))
+        raise CommandError("; ".join(problems))
     print(f"{root}: {dataset.title}, complete")
     for line in dataset.remarks(root):
         print(line)

@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from byte_text import decode
-from command import main
 from helpers.prepare_archives import tree
 from helpers.tool_loader import TOOLS
-from stdlib import STDLIB, StandardLibrary, find_sources
+
+from fma_tools.prepare.byte_text import decode
+from fma_tools.prepare.preparation import main
+from fma_tools.prepare.stdlib import STDLIB, StandardLibrary, find_sources
 
 SOURCES = {  # in the order of their paths
     "a-b.py": b"# \xe9 in Latin-1\n",

@@ -11,13 +11,11 @@ from signal import Signals
 from types import SimpleNamespace
 
 import pytest
-from helpers.tool_loader import TOOLS
-
-sys.path.insert(0, str(TOOLS / "prepare"))  # where Python looks for modules when it runs these tools
-
-import unpacking
-from command import Dataset, main
 from helpers.prepare_archives import make_ade20k, make_imagenet
+
+from fma_tools.prepare import unpacking
+from fma_tools.prepare.dataset import Dataset
+from fma_tools.prepare.preparation import main
 
 
 @pytest.fixture
@@ -48,11 +46,10 @@ def refused(capsys: pytest.CaptureFixture) -> Callable[..., str]:
 STOPPER = """
 import os, shutil, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background, which ignores it
-sys.path.insert(0, {path!r})
-from archives import Archive
-from ade20k import ADE20K
-from command import main
-from imagenet import ImageNet
+from fma_tools.prepare.archives import Archive
+from fma_tools.prepare.ade20k import ADE20K
+from fma_tools.prepare.preparation import main
+from fma_tools.prepare.imagenet import ImageNet
 
 copied = 0
 
@@ -77,7 +74,7 @@ def run_stopped(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
     def run(dataset: Dataset, *arguments: object, after: int, signal: Signals) -> subprocess.CompletedProcess:
         script = tmp_path / "stopper.py"
-        script.write_text(STOPPER.format(path=str(TOOLS / "prepare"), after=after, signal=int(signal), dataset=dataset))
+        script.write_text(STOPPER.format(after=after, signal=int(signal), dataset=dataset))
         return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)
 
     return run

@@ -4,7 +4,8 @@ import io
 import sys
 
 import pytest
-from progress import progress
+
+from fma_tools.prepare.progress import progress
 
 
 class Terminal(io.StringIO):

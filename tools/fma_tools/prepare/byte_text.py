@@ -13,8 +13,9 @@ from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import IO
 
-from archives import CHUNK, DataError, Member
-from progress import progress
+from ..command import CommandError
+from .archives import CHUNK, Member
+from .progress import progress
 
 PIECE = 1 << 16  # bytes that are encoded at a time: they take up many times as much while they are
 NEWLINE = ord("\n")
@@ -49,14 +50,14 @@ def decode(text: IO[bytes]) -> Iterator[bytes]:
         The bytes, in pieces.
 
     Raises:
-        DataError: a word is not the value of a byte.
+        CommandError: a word is not the value of a byte.
     """
     joint = b""
     while lines := text.readlines(CHUNK):
         try:
             yield joint + b"\n".join(bytes(map(VALUES.__getitem__, line.split())) for line in lines)
         except KeyError:
-            raise DataError("expected the decimal values of bytes, joined by spaces") from None
+            raise CommandError("expected the decimal values of bytes, joined by spaces") from None
         joint = b"\n"
 
 
@@ -115,7 +116,7 @@ def split_members(text: Member) -> Iterator[Member]:
         text: the bytes.
 
     Raises:
-        DataError: they cannot be read from their archive.
+        CommandError: they cannot be read from their archive.
     """
 
     def opener(start: int, size: int) -> IO[bytes]:
@@ -150,7 +151,7 @@ def text_problems(root: Path, size: int, sha256: str) -> Iterator[str]:
                         advance(len(chunk))
             except FileNotFoundError:
                 problems.append(f"{path}: no such file")
-            except DataError as error:
+            except CommandError as error:
                 problems.append(f"{path}: {error}")
             else:
                 if found != expected:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from command import main
 from helpers.prepare_archives import described, tree
 from helpers.tool_loader import TOOLS
-from wikitext103 import ROOT, WIKITEXT103, WikiText103, count_tokens
+
+from fma_tools.prepare.preparation import main
+from fma_tools.prepare.wikitext103 import ROOT, WIKITEXT103, WikiText103, count_tokens
 
 ARTICLE = " \n = Robert <unk> = \n \n Robert <unk> is an English film , television and theatre actor . \n"
 ARTICLE_TOKENS = (0 + 1) + (4 + 1) + (0 + 1) + (12 + 1)  # words and the end of each line

@@ -1,4 +1,4 @@
-"""What the corpora for language models share: a file of text per split, for ``fairseq-preprocess`` to read."""
+"""A corpus for language models: a file of text per split, for ``fairseq-preprocess`` to read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from command import Dataset
+from .dataset import Dataset
 
 
 class Corpus(Dataset):

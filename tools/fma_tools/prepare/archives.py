@@ -15,13 +15,10 @@ from pathlib import Path, PureWindowsPath
 from stat import S_IFMT, S_ISDIR, S_ISREG
 from typing import IO
 
-from progress import progress
+from ..command import CommandError
+from .progress import progress
 
 CHUNK = 1 << 20  # bytes that are read at a time
-
-
-class DataError(Exception):
-    """An archive or a folder is not what it should be; told to the user in one line."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Archive:
         """Compare the size of the file at ``path``, which takes no time.
 
         Raises:
-            DataError: it has another size.
+            CommandError: it has another size.
         """
         size = path.stat().st_size
         if size == self.size:
@@ -52,14 +49,14 @@ class Archive:
         with path.open("rb") as file:
             start = file.read(256).lstrip().lower()
         if start.startswith((b"<!doctype html", b"<html")):
-            raise DataError(f"{path}: a web page instead of {self.name}; the download was refused")
-        raise DataError(f"{path}: {size:,} bytes, expected {self.size:,}; an incomplete download or another file")
+            raise CommandError(f"{path}: a web page instead of {self.name}; the download was refused")
+        raise CommandError(f"{path}: {size:,} bytes, expected {self.size:,}; an incomplete download or another file")
 
     def check_digest(self, path: Path) -> None:
         """Compare the hash of the file at ``path``, which takes the time to read it.
 
         Raises:
-            DataError: it has another hash.
+            CommandError: it has another hash.
         """
         digest = hashlib.new(self.algorithm, usedforsecurity=False)
         with progress(f"{path}: checking the {self.algorithm.upper()}", self.size) as advance, path.open("rb") as file:
@@ -67,7 +64,7 @@ class Archive:
                 digest.update(chunk)
                 advance(len(chunk))
         if digest.hexdigest() != self.digest:
-            raise DataError(
+            raise CommandError(
                 f"{path}: {self.algorithm.upper()} {digest.hexdigest()}, expected {self.digest}; download it again"
             )
 
@@ -80,13 +77,13 @@ def reading(source: str) -> Iterator[None]:
         source: what is read, for the message.
 
     Raises:
-        DataError: reading failed because of what was read.
+        CommandError: reading failed because of what was read.
     """
     try:
         yield
     # RuntimeError: zipfile finds a file encrypted, or compressed in a way that it does not know.
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise DataError(f"{source}: damaged, or not such an archive") from error
+        raise CommandError(f"{source}: damaged, or not such an archive") from error
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class Member:
         """The contents, to be read in a ``with`` block.
 
         Raises:
-            DataError: the archive is damaged there.
+            CommandError: the archive is damaged there.
         """
         with reading(f"{self.archive}: {self.path}"), self.opener() as stream:
             yield stream
@@ -124,7 +121,7 @@ def tar_members(archive: str, stream: IO[bytes] | None = None) -> Iterator[Membe
         stream: its contents, if it lies in another archive; ``archive`` is its name in messages then.
 
     Raises:
-        DataError: it cannot be read, or holds something that is no file in a folder of its own.
+        CommandError: it cannot be read, or holds something that is no file in a folder of its own.
     """
     with reading(archive), tarfile.open(None if stream else archive, fileobj=stream) as tar:
         for info in tar:
@@ -140,7 +137,7 @@ def zip_members(archive: str) -> Iterator[Member]:
         archive: its path.
 
     Raises:
-        DataError: it cannot be read, or holds something that is no file in a folder of its own.
+        CommandError: it cannot be read, or holds something that is no file in a folder of its own.
     """
     with reading(archive), zipfile.ZipFile(archive) as file:
         for info in file.infolist():
@@ -159,11 +156,13 @@ def checked_path(archive: str, name: str, regular: bool) -> str:
         regular: whether it is a regular file, not a link or device.
 
     Raises:
-        DataError: it would leave the folder that it is unpacked into.
+        CommandError: it would leave the folder that it is unpacked into.
     """
     path = PureWindowsPath(name)  # knows what is absolute on any system
     if not regular or path.anchor or ".." in path.parts or not path.parts:
-        raise DataError(f"{archive}: {name!r}: expected files with relative paths, not links, '..' or absolute paths")
+        raise CommandError(
+            f"{archive}: {name!r}: expected files with relative paths, not links, '..' or absolute paths"
+        )
     return path.as_posix()
 
 

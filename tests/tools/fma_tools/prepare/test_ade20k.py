@@ -7,11 +7,12 @@ from signal import SIGKILL
 
 import numpy as np
 import pytest
-from ade20k import ADE, ROOT
-from command import main
 from helpers.prepare_archives import described, tree
 from helpers.tool_loader import TOOLS
 from PIL import Image
+
+from fma_tools.prepare.ade20k import ADE, ROOT
+from fma_tools.prepare.preparation import main
 
 
 def prepare(data, source, out, *arguments):

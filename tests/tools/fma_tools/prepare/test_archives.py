@@ -7,10 +7,12 @@ import zipfile
 from functools import partial
 
 import pytest
-from archives import Archive, DataError, some, tar_members, zip_members
 from hypothesis import given
 from hypothesis import strategies as st
-from unpacking import unpack
+
+from fma_tools.command import CommandError
+from fma_tools.prepare.archives import Archive, some, tar_members, zip_members
+from fma_tools.prepare.unpacking import unpack
 
 FILES = {"b/x.txt": b"x" * 3000, "a.txt": b"", "b/c/y.txt": b"yy"}
 
@@ -57,7 +59,7 @@ def test_paths_out_of_the_folder_are_refused(tmp_path, name, path):
         with tarfile.open(file, "w") as archive:
             archive.addfile(tarfile.TarInfo(path))
         members = tar_members
-    with pytest.raises(DataError, match="relative paths"):
+    with pytest.raises(CommandError, match="relative paths"):
         unpack(partial(members, str(file)), tmp_path / "out", total=0)
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -68,7 +70,7 @@ def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
         info = tarfile.TarInfo("innocent.txt")
         info.type, info.linkname = kind, "/etc/passwd"
         archive.addfile(info)
-    with pytest.raises(DataError, match=r"x\.tar: 'innocent\.txt': expected files"):
+    with pytest.raises(CommandError, match=r"x\.tar: 'innocent\.txt': expected files"):
         list(tar_members(str(tmp_path / "x.tar")))
 
 
@@ -77,7 +79,7 @@ def test_links_in_a_zip_are_refused(tmp_path):
         info = zipfile.ZipInfo("innocent.txt")
         info.external_attr = 0o120777 << 16
         archive.writestr(info, "/etc/passwd")
-    with pytest.raises(DataError, match=r"x\.zip: 'innocent\.txt': expected files"):
+    with pytest.raises(CommandError, match=r"x\.zip: 'innocent\.txt': expected files"):
         list(zip_members(str(tmp_path / "x.zip")))
 
 
@@ -96,7 +98,7 @@ def test_a_damaged_archive_gives_a_data_error_or_other_files(tmp_path_factory, n
     path.write_bytes(contents)
     try:
         unpack(partial(members, str(path)), path.parent / "out", total=0)
-    except (DataError, OSError) as error:
+    except (CommandError, OSError) as error:
         assert "\n" not in str(error)
         left = [p.name for p in path.parent.rglob("*") if p.name.startswith(".")]
         assert not left, "no lock and no part of a file stay"
@@ -110,12 +112,12 @@ def test_size_and_digest(tmp_path):
     good = Archive("x", 3, "a9993e364706816aba3e25717850c26c9cd0d89d", "sha1")
     good.check_size(path)
     good.check_digest(path)
-    with pytest.raises(DataError, match=r"x: 3 bytes, expected 1,000; an incomplete download"):
+    with pytest.raises(CommandError, match=r"x: 3 bytes, expected 1,000; an incomplete download"):
         Archive("x", 1000, "0").check_size(path)
-    with pytest.raises(DataError, match="x: MD5 900150983cd24fb0d6963f7d28e17f72, expected 0; download it again"):
+    with pytest.raises(CommandError, match="x: MD5 900150983cd24fb0d6963f7d28e17f72, expected 0; download it again"):
         Archive("x", 3, "0").check_digest(path)
     path.write_text("\n<!DOCTYPE html><title>Please log in</title>")
-    with pytest.raises(DataError, match="x: a web page instead of x"):
+    with pytest.raises(CommandError, match="x: a web page instead of x"):
         Archive("x", 3, "0").check_size(path)
 
 

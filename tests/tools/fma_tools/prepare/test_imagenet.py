@@ -7,10 +7,11 @@ from dataclasses import replace
 from signal import SIGINT, SIGKILL
 
 import pytest
-from command import main
 from helpers.prepare_archives import described, make_imagenet, tar_bytes, tree, write_devkit
 from helpers.tool_loader import TOOLS
-from imagenet import IMAGENET, META
+
+from fma_tools.prepare.imagenet import IMAGENET, META
+from fma_tools.prepare.preparation import main
 
 
 def prepare(data, out, *arguments):

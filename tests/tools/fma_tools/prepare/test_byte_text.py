@@ -4,12 +4,14 @@ import hashlib
 import io
 from functools import partial
 
-import byte_text
 import pytest
-from archives import DataError, Member
-from byte_text import EncodedBytes, decode, encode, split_members, split_sizes, text_problems
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from fma_tools.command import CommandError
+from fma_tools.prepare import byte_text
+from fma_tools.prepare.archives import Member
+from fma_tools.prepare.byte_text import EncodedBytes, decode, encode, split_members, split_sizes, text_problems
 
 
 def fairseq_tokens(text):
@@ -77,7 +79,7 @@ def test_the_file_is_closed_with_its_text():
 @pytest.mark.parametrize("words", [b"256", b"10", b"-1", b"007", b"a", b"1,2", "٣".encode(), b"\0"])
 def test_other_words_are_refused(words):
     """10 is the newline, which is no word."""
-    with pytest.raises(DataError, match="decimal values of bytes, joined by spaces"):
+    with pytest.raises(CommandError, match="decimal values of bytes, joined by spaces"):
         list(decode(io.BytesIO(b"1 2\n3 " + words + b"\n")))
 
 

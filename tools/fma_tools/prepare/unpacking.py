@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
 
-from archives import CHUNK, DataError, Member
 from filelock import FileLock, Timeout
-from progress import progress
+
+from ..command import CommandError
+from .archives import CHUNK, Member
+from .progress import progress
 
 BLOCK = 4096  # bytes; the space that files take up comes in multiples of it
 
@@ -28,8 +30,8 @@ def unpack(members: Callable[[], Iterable[Member]], out: Path, total: int, compa
         compare: compare the contents of files that are there already, not their sizes alone.
 
     Raises:
-        DataError: a file in the way is another one, the space does not suffice, or another process is unpacking; then
-            nothing was written. Or a file cannot be read from its archive.
+        CommandError: a file in the way is another one, the space does not suffice, or another process is unpacking;
+            then nothing was written. Or a file cannot be read from its archive.
     """
     files = missing = space = 0
     with progress(f"{out}: looking for files that are missing", total) as advance:
@@ -59,7 +61,7 @@ def in_place(member: Member, out: Path, compare: bool) -> bool:
         compare: compare the contents, not the size alone.
 
     Raises:
-        DataError: something else is there.
+        CommandError: something else is there.
     """
     target = out / member.path
     try:
@@ -69,7 +71,7 @@ def in_place(member: Member, out: Path, compare: bool) -> bool:
     same_size = S_ISREG(status.st_mode) and status.st_size == member.size
     if same_size and (not compare or same_contents(member, target)):
         return True
-    raise DataError(f"{target}: differs from the file in {member.archive}; move it away, or give another --out")
+    raise CommandError(f"{target}: differs from the file in {member.archive}; move it away, or give another --out")
 
 
 def same_contents(member: Member, target: Path) -> bool:
@@ -94,11 +96,11 @@ def write(member: Member, target: Path) -> None:
 
 
 def check_space(out: Path, needed: int) -> None:
-    """Raise a DataError unless the file system that ``out`` is or will be on has ``needed`` bytes to spare."""
+    """Raise a CommandError unless the file system that ``out`` is or will be on has ``needed`` bytes to spare."""
     folder = next(path for path in (out, *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise DataError(f"{out}: {needed / 1e9:,.1f} GB are needed and {free / 1e9:,.1f} GB are free on that disk")
+        raise CommandError(f"{out}: {needed / 1e9:,.1f} GB are needed and {free / 1e9:,.1f} GB are free on that disk")
 
 
 @contextmanager
@@ -112,4 +114,4 @@ def locked(out: Path) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
     except Timeout:
-        raise DataError(f"{out}: another process is unpacking into it") from None
+        raise CommandError(f"{out}: another process is unpacking into it") from None

@@ -1,0 +1,1 @@
+"""Library behind the scripts of `tools/`: data preparation, benchmarks, comparisons of language models."""

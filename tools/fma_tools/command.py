@@ -1,0 +1,31 @@
+"""One line for a mistake of the command line, with status 2; ``FMA_DEBUG=1`` shows the traceback behind it."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+
+
+class CommandError(Exception):
+    """The command line, or a file that it names, is not as expected; the user gets the message in one line."""
+
+
+def run(parser: ArgumentParser, args: Namespace, command: Callable[[Namespace], int | None]) -> int | None:
+    """Carry a command out; a :class:`CommandError` ends the program with status 2.
+
+    Args:
+        parser: the parser, whose program's name begins the line.
+        args: what it has parsed.
+        command: the command.
+
+    Returns:
+        The status that the command returns.
+    """
+    try:
+        return command(args)
+    except CommandError as error:
+        if os.environ.get("FMA_DEBUG") == "1":
+            traceback.print_exception(error)
+        parser.exit(2, f"{parser.prog}: error: {error}\n")

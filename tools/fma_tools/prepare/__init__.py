@@ -1,0 +1,1 @@
+"""Data sets from the archives that their users download, unpacked and checked."""
