@@ -43,8 +43,9 @@ shipped=$("$python" -c "from fma_mm.model_zoo import files_root; print(files_roo
 step "4/6 models by name"
 "$python" -c "
 import fma_mm, mmpretrain, torch
+fma_mm.register_models()
 print(mmpretrain.list_models('fma2d*'))
-print(mmpretrain.get_model('fma2d-tiny_8xb128_in1k')(torch.rand(1, 3, 224, 224)).shape)"
+print(fma_mm.get_model('fma2d-tiny_8xb128_in1k')(torch.rand(1, 3, 224, 224)).shape)"
 
 step "5/6 training and testing with the shipped tools and a shipped config"
 "$python" "$shipped/tools/train.py" "$shipped/configs/demo/fma2d_digits.py" --cfg-options \

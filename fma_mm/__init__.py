@@ -21,7 +21,7 @@ from .conversion import convert_attention
 from .datasets import DigitScenes, HandwrittenDigits
 from .evaluation import ClassificationReport
 from .hooks import AtomicCheckpointHook, ConvertAttentionHook, CPUThreadsHook, ExactResumeHook, RunSummaryHook
-from .model_zoo import announce
+from .model_zoo import get_model, register_models
 from .models import FMA2D, FMA2DAttention
 from .optim import LayerDecayOptimWrapperConstructor
 
@@ -39,6 +39,6 @@ __all__ = [
     "RunSummaryHook",
     "__version__",
     "convert_attention",
+    "get_model",
+    "register_models",
 ]
-
-announce()

@@ -1,16 +1,15 @@
-"""The project's models by name: where configs and metafiles are, and how OpenMMLab's libraries are told of them."""
+"""Models by name: where this project's configs and metafiles are, and how OpenMMLab's libraries find them."""
 
 from __future__ import annotations
 
-import sys
-from importlib.machinery import ModuleSpec, PathFinder
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 from mmengine.config.utils import MODULE2PACKAGE
+from torch import nn
 
-#: The module of mmpretrain that holds the names of all models.
-HUB = "mmpretrain.apis.model"
+# mmengine resolves ``_base_ = "fma_mm::FOLDER/NAME.py"`` through a table of the packages that it knows.
+MODULE2PACKAGE["fma_mm"] = "fma_mm"
 
 
 def files_root() -> Path:
@@ -24,36 +23,52 @@ def files_root() -> Path:
     return installed if installed.is_dir() else package.parent
 
 
-class _HubFinder:
-    """Finds mmpretrain's hub as Python would, and adds this project's models to it once it has been imported."""
+@cache
+def register_models() -> None:
+    """Add the classifiers of ``configs/imagenet`` to mmpretrain's models.
 
-    @staticmethod
-    def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path) if name == HUB else None
-        if spec is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_add(module: ModuleType) -> None:
-                execute(module)
-                _add_models(module)
-
-            spec.loader.exec_module = execute_and_add
-        return spec
-
-
-def _add_models(hub: ModuleType) -> None:
-    metafile = files_root() / "configs" / "imagenet" / "metafile.yml"
-    hub.ModelHub.register_model_index(metafile, config_prefix=files_root())
-
-
-def announce() -> None:
-    """Make the classifiers known to mmpretrain by name, and the configs to mmengine as ``fma_mm::FOLDER/NAME.py``.
-
-    Importing mmpretrain takes seconds that a user of another library need not spend. So it is not imported here: if it
-    has not been, the models are added when somebody imports it.
+    Afterwards mmpretrain's ``get_model``, ``inference_model`` and ``list_models`` know them by name. Further calls do
+    nothing. mmpretrain is imported here, and not with ``fma_mm``, because its import takes seconds.
     """
-    MODULE2PACKAGE["fma_mm"] = "fma_mm"
-    if HUB in sys.modules:
-        _add_models(sys.modules[HUB])
-    else:
-        sys.meta_path.insert(0, _HubFinder)
+    from mmpretrain.apis.model import ModelHub
+    from modelindex.models.Model import Model
+
+    class PublishedModel(Model):
+        """Entry of a metafile. mmpretrain only warns where an entry has no weights, and goes on with random ones."""
+
+        @property
+        def weights(self) -> str:
+            path = super().weights
+            if path is None:
+                raise ValueError(
+                    f"model={self.name!r}: no weights are published; expected pretrained=False for random weights, or "
+                    "pretrained=PATH of a checkpoint"
+                )
+            return path
+
+    metafile = files_root() / "configs" / "imagenet" / "metafile.yml"
+    before = set(ModelHub._models_dict)
+    ModelHub.register_model_index(metafile, config_prefix=files_root())
+    for name in set(ModelHub._models_dict) - before:
+        ModelHub._models_dict[name].__class__ = PublishedModel
+
+
+def get_model(name: str, pretrained: bool | str = False, **kwargs) -> nn.Module:
+    """Build a classifier by its name, in evaluation mode.
+
+    Args:
+        name: name of a config of ``configs/imagenet``, such as ``"fma2d-tiny_8xb128_in1k"``.
+        pretrained: path or URL of a checkpoint; False for random weights.
+        **kwargs: further arguments of mmpretrain's ``get_model``, such as ``device``, and changes of the model's
+            config, such as ``head=None``.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: there is no such name, or ``pretrained=True`` asks for published weights and there are none.
+    """
+    register_models()
+    from mmpretrain import get_model
+
+    return get_model(name, pretrained, **kwargs)

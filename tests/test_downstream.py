@@ -120,9 +120,10 @@ def test_channels():
 
 
 def test_models_and_configs_by_name():
-    (by_name,), (by_path,) = blocks("Models by name"), blocks("Configs and tools of the installed package")
+    (by_name, listing), (by_path,) = blocks("Models by name"), blocks("Configs and tools of the installed package")
     names = {}
     exec(by_name, names)
     assert names["backbone"].backbone.out_indices == (0, 1, 2, 3)
+    exec(listing, names)
     exec(by_path, names)
     assert names["cfg"].model.backbone.type == "FMA2D"

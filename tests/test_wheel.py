@@ -67,14 +67,14 @@ def test_metadata(site):
 
 
 def test_wheel_is_usable(site, tmp_path):
-    """mmpretrain finds the models, mmengine the configs, and the tools import what they need from packages alone."""
+    """Models are found by name, configs by mmengine, and the tools import what they need from packages alone."""
     config = '_base_ = "fma_mm::imagenet/fma2d-tiny_8xb128_in1k.py"\nmodel = dict(head=dict(num_classes=7))'
     (tmp_path / "mine.py").write_text(config)
     mim = site / "fma_mm" / ".mim"
     tools = sorted(str(path) for path in (mim / "tools").rglob("*.py"))
     assert len(tools) >= 15
     code = """
-import fma_mm, mmpretrain, runpy, sys
+import fma_mm, runpy, sys
 from pathlib import Path
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -84,7 +84,7 @@ import argparse
 lm = Path(fma_mm.__file__).parents[1] / "lm"
 import_user_module(argparse.Namespace(user_dir=str(lm)))
 print("the plugin registers fma_lm_tiny:", "fma_lm_tiny" in ARCH_MODEL_REGISTRY)
-print(mmpretrain.get_model("fma2d-tiny_8xb128_in1k")._config.filename)
+print(fma_mm.get_model("fma2d-tiny_8xb128_in1k")._config.filename)
 print(get_config("fma_mm::imagenet/fma2d-tiny_8xb128_in1k.py").filename)
 print(Config.fromfile("mine.py").model.head.num_classes)
 for tool in sys.argv[1:]:

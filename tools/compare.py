@@ -47,9 +47,9 @@ from mmengine.runner import Runner
 from fma_kernels.measure import device_name, milliseconds
 from fma_mm import __version__, cli  # the package registers the project's components
 from fma_mm.analysis.flops import count_flops, count_parameters
-from fma_mm.analysis.schedule import train_for
 from fma_mm.analysis.step import TrainingStep, first_batch, training_memory
 from fma_mm.cli import CommandError
+from fma_mm.training_length import train_for
 
 MEANING = """\
 FLOPs are multiply-adds of a forward pass over one training image. Step memory is the peak of the tensors that PyTorch

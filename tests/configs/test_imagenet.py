@@ -74,7 +74,7 @@ def test_training_step(make_runner, imagenet, one_thread, config):
         "train_cfg.max_epochs=1",
         "default_hooks.checkpoint=None",
     ]
-    if Config.fromfile(config).val_dataloader:
+    if "val_dataloader" in Config.fromfile(config):
         options += [
             f"val_dataloader.dataset.data_root={imagenet}",
             "val_dataloader.dataset.indices=1",

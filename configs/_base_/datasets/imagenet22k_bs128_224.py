@@ -4,11 +4,7 @@
 (``name label`` per line) saves the search through 14 million of them at every start.
 """
 
-_base_ = "./imagenet_bs128_224.py"
+_base_ = "./imagenet_train_bs128_224.py"
 
 data_preprocessor = dict(num_classes=21841)
 train_dataloader = dict(dataset=dict(type="ImageNet21k", data_root="data/imagenet22k"))
-val_dataloader = None
-val_evaluator = None
-test_dataloader = None
-test_evaluator = None

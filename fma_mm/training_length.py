@@ -1,4 +1,4 @@
-"""Training a config for a given number of iterations instead of its own length."""
+"""A training of a given number of iterations instead of the length that a config states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 from mmengine.config import Config, ConfigDict
 
 from fma_kernels.checks import require
-from fma_mm import cli
+
+from . import cli
 
 #: Schedules that are given by where they begin and end, and by what happens in between.
 SCALABLE = ("ConstantLR", "CosineAnnealingLR", "LinearLR", "MultiStepLR", "PolyLR", "StepLR")

@@ -4,7 +4,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
-from fma_mm.analysis.schedule import train_for
+from fma_mm.training_length import train_for
 
 WARM_UP = dict(type="LinearLR", start_factor=0.01, begin=0, end=20)
 COSINE = dict(type="CosineAnnealingLR", eta_min=0.1, begin=20, end=100)
