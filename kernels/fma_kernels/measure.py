@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -72,6 +73,7 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         run()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler reports its start on stderr
     with torch.autograd.profiler.profile(profile_memory=True) as profiler:
         run()
     events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
