@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -82,3 +83,26 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float:
         current += event.nbytes()
         peak = max(peak, current)
     return peak / 2**20
+
+
+def take_turns(
+    clocks: Mapping[str, Callable[[], float]], rounds: int, budget_s: float = math.inf
+) -> dict[str, list[float]]:
+    """Time several things in rounds: one measurement of each, then the next round, so that all meet the same machine.
+
+    Args:
+        clocks: by name, functions that do their work and return the time that it took.
+        rounds: how often each is called.
+        budget_s: seconds after which no further round begins; the first always does.
+
+    Returns:
+        The times of each, in the order of the rounds.
+    """
+    times: dict[str, list[float]] = {name: [] for name in clocks}
+    start = time.perf_counter()
+    for _ in range(rounds):
+        for name, clock in clocks.items():
+            times[name].append(clock())
+        if time.perf_counter() - start > budget_s:
+            break
+    return times

@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from fma_kernels.measure import device_name, milliseconds, peak_mib
+from fma_kernels.measure import device_name, milliseconds, peak_mib, take_turns
 
 CPU = torch.device("cpu")
 MIB = 2**18  # numbers of float32
@@ -34,3 +34,11 @@ def test_milliseconds():
 
 def test_device_name(one_thread):
     assert device_name(CPU).endswith(", 1 thread") and len(device_name(CPU)) > len(", 1 thread")
+
+
+def test_turns():
+    calls = []
+    clocks = {name: lambda name=name: calls.append(name) or float(len(calls)) for name in "ab"}
+    assert take_turns(clocks, 3) == {"a": [1.0, 3.0, 5.0], "b": [2.0, 4.0, 6.0]}
+    assert calls == list("ababab")
+    assert take_turns(clocks, 3, budget_s=0.0) == {"a": [7.0], "b": [8.0]}
