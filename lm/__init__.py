@@ -1,9 +1,15 @@
 """Fast Multipole Attention language models for fairseq: ``fairseq-train --user-dir lm``.
 
-fairseq imports this package, then every file of ``tasks/`` and ``models/``, which registers them.
+``import lm`` registers the models, the task and the tokenizer. fairseq imports the files of a ``--user-dir`` only if
+nothing has imported the package before (https://github.com/facebookresearch/fairseq/pull/2815), so the package imports
+them itself.
 """
 
-from . import byte_values, compat  # noqa: F401  the tokenizer registers itself
+from . import byte_values
+from .fairseq_seam import patches
+from .models import fma_lm, fma_mlm
+from .tasks import byte_language_modeling
 
-compat.restore_numpy_compat()
-compat.check_evaluation()
+patches.apply()
+
+__all__ = ["byte_language_modeling", "byte_values", "fma_lm", "fma_mlm"]

@@ -1,7 +1,7 @@
 """Self-attention of the language models: Fast Multipole Attention, and what it is compared with."""
 
 from .build import build_self_attention
-from .config import ATTENTIONS, AttentionConfig
+from .flags import ATTENTIONS, AttentionFlags
 from .self_attention import SelfAttention
 
-__all__ = ["ATTENTIONS", "AttentionConfig", "SelfAttention", "build_self_attention"]
+__all__ = ["ATTENTIONS", "AttentionFlags", "SelfAttention", "build_self_attention"]

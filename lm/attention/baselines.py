@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Core
+from .base import HeadAttention
 
 
 def library(module: str, attention: str) -> ModuleType:
@@ -33,12 +33,12 @@ def library(module: str, attention: str) -> ModuleType:
         ) from error
 
 
-class Local(Core):
+class Local(HeadAttention):
     """local-attention: tokens read their own window and the one before; if not causal, also the one behind.
 
     Args:
         window: tokens per window.
-        causal, dropout: as in :class:`Core`.
+        causal, dropout: as in :class:`HeadAttention`.
     """
 
     def __init__(self, window: int, causal: bool, dropout: float = 0.0):
@@ -50,7 +50,7 @@ class Local(Core):
         return self.attention(query, key, value, mask=None if self.causal else _exists(query, key_padding_mask))
 
 
-class Linear(Core):
+class Linear(HeadAttention):
     """linear-attention-transformer (arXiv 1812.01243), causal with a blind spot of one token, the library's default.
 
     It has no attention weights to drop. A causal one takes (B, H, N, d, d) memory.
@@ -68,7 +68,7 @@ class Linear(Core):
         return self._attend(query, key.clone(), value.clone(), mask)  # it masks in place
 
 
-class HTransformer(Core):
+class HTransformer(HeadAttention):
     """h-transformer-1d (arXiv 2107.11906) with its default blocks of 16 tokens; no attention weights are dropped.
 
     If not causal, a block that is all padding counts as keys of value 0: outputs depend on how much padding there is,
@@ -77,7 +77,7 @@ class HTransformer(Core):
     Args:
         num_heads: attention heads H.
         head_dim: channels per head d.
-        causal: as in :class:`Core`. The library then masks most of its coarse levels.
+        causal: as in :class:`HeadAttention`. The library then masks most of its coarse levels.
     """
 
     BLOCK = 16
@@ -109,14 +109,14 @@ class HTransformer(Core):
         return self._layers[length, device]
 
 
-class Reformer(Core):
+class Reformer(HeadAttention):
     """reformer-pytorch (arXiv 2001.04451): buckets of 64 tokens, 4 rounds of hashing, queries and keys shared.
 
     The hashes are random, also in evaluation. Padding takes places in the buckets: outputs depend on how much of it
     there is, but not on what stands in it.
 
     Args:
-        dropout: as in :class:`Core`.
+        dropout: as in :class:`HeadAttention`.
     """
 
     BUCKET, ROUNDS = 64, 4

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fma_kernels.checks import require
 
+from .base import Full, HeadAttention
 from .baselines import HTransformer, Linear, Local, Reformer
-from .config import ATTENTIONS, AttentionConfig
-from .core import Core, Full
+from .flags import ATTENTIONS, AttentionFlags
 from .multipole import Multipole
 from .self_attention import SelfAttention
 
@@ -14,7 +14,7 @@ LEAKS = ("reformer",)  # outputs of its causal form change with later tokens
 
 
 def build_self_attention(
-    config: AttentionConfig,
+    flags: AttentionFlags,
     embed_dim: int,
     num_heads: int,
     *,
@@ -27,7 +27,7 @@ def build_self_attention(
     """The self-attention that the flags ask for.
 
     Args:
-        config: has the fields of :class:`AttentionConfig`.
+        flags: has the fields of :class:`AttentionFlags`.
         embed_dim: channels C.
         num_heads: attention heads H.
         causal: a token reads no later token.
@@ -43,37 +43,37 @@ def build_self_attention(
     side = "decoder" if causal else "encoder"
     divides = num_heads >= 1 and embed_dim % num_heads == 0
     require(divides, f"{side}_attention_heads", num_heads, f"a divisor of {side}_embed_dim, which is {embed_dim}")
-    head_dim, rotary = embed_dim // num_heads, str(config.fma_positions) == "rotary"
+    head_dim, rotary = embed_dim // num_heads, str(flags.fma_positions) == "rotary"
     require(not rotary or head_dim % 2 == 0, "fma_positions", "rotary", f"another with {head_dim} channels per head")
     require(0 <= dropout < 1, "attention_dropout", dropout, "a probability, 0 <= p < 1")
-    core = _build_core(config, num_heads, head_dim, causal, max_tokens, dropout)
-    return SelfAttention(embed_dim, num_heads, core, rotary=rotary, q_noise=q_noise, qn_block_size=qn_block_size)
+    attention = _build_head_attention(flags, num_heads, head_dim, causal, max_tokens, dropout)
+    return SelfAttention(embed_dim, num_heads, attention, rotary=rotary, q_noise=q_noise, qn_block_size=qn_block_size)
 
 
-def _build_core(
-    config: AttentionConfig, num_heads: int, head_dim: int, causal: bool, max_tokens: int, dropout: float
-) -> Core:
-    kind = str(config.fma_attention)
+def _build_head_attention(
+    flags: AttentionFlags, num_heads: int, head_dim: int, causal: bool, max_tokens: int, dropout: float
+) -> HeadAttention:
+    kind = str(flags.fma_attention)
     require(kind in ATTENTIONS, "fma_attention", kind, f"one of {', '.join(ATTENTIONS)}")
     leaks = "another for a decoder: the causal form of its library leaks, earlier outputs change with later tokens"
     require(not (causal and kind in LEAKS), "fma_attention", kind, leaks)
     if kind == "full":
         return Full(causal, dropout)
     if kind == "local":
-        require(config.fma_window >= 1, "fma_window", config.fma_window, "an integer >= 1")
-        return Local(config.fma_window, causal, dropout)
+        require(flags.fma_window >= 1, "fma_window", flags.fma_window, "an integer >= 1")
+        return Local(flags.fma_window, causal, dropout)
     if kind == "linear":
         return Linear(causal)
     if kind == "h-transformer":
         return HTransformer(num_heads, head_dim, causal)
     if kind == "reformer":
         return Reformer(dropout)
-    cell_size, rank = config.fma_cell_size, config.fma_rank
+    cell_size, rank = flags.fma_cell_size, flags.fma_rank
     require(cell_size >= 1, "fma_cell_size", cell_size, "an integer >= 1")
     divides = rank >= 1 and cell_size % rank == 0
     require(divides, "fma_rank", rank, f"a divisor of fma_cell_size, which is {cell_size}")
     require(max_tokens >= 1, "tokens_per_sample", max_tokens, "an integer >= 1")
     return Multipole(
-        num_heads, head_dim, max_tokens, cell_size=cell_size, rank=rank, aggregation=str(config.fma_aggregation),
-        query_summaries=kind == "fma-linear", group_bias=config.fma_group_bias, causal=causal, dropout=dropout,
+        num_heads, head_dim, max_tokens, cell_size=cell_size, rank=rank, aggregation=str(flags.fma_aggregation),
+        query_summaries=kind == "fma-linear", group_bias=flags.fma_group_bias, causal=causal, dropout=dropout,
     )  # fmt: skip

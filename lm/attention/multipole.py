@@ -7,10 +7,10 @@ from torch import Tensor
 from fma_kernels import DecodingState, Hierarchy
 from fma_kernels.modules import CoreAttention
 
-from .core import Core, State
+from .base import HeadAttention, State
 
 
-class Multipole(Core):
+class Multipole(HeadAttention):
     """Fast Multipole Attention over a sequence (arXiv 2310.11960).
 
     Args:
@@ -19,7 +19,7 @@ class Multipole(Core):
         max_tokens: number of tokens for which every level has weights of its own. ``nested`` summaries serve longer
             sequences too, ``direct`` ones do not.
         cell_size, rank, aggregation, query_summaries, group_bias: as in :class:`fma_kernels.FMAttention`.
-        causal, dropout: as in :class:`Core`.
+        causal, dropout: as in :class:`HeadAttention`.
 
     Raises:
         ValueError: an argument does not fit, see :class:`fma_kernels.FMAttention`.
@@ -40,7 +40,7 @@ class Multipole(Core):
         dropout: float = 0.0,
     ):
         super().__init__(causal, dropout)
-        self.attention = CoreAttention(
+        self.core = CoreAttention(
             num_heads, head_dim, cell_size, rank, causal=causal, aggregation=aggregation,
             query_summaries=query_summaries, group_bias=group_bias,
             num_levels=max(1, Hierarchy((max_tokens,), cell_size, rank, causal).num_levels),
@@ -48,12 +48,12 @@ class Multipole(Core):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         mask = None if self.causal else key_padding_mask
-        return self.attention.attend(query, key, value, query.shape[2:3], mask, self.dropout_now)
+        return self.core.attend(query, key, value, query.shape[2:3], mask, self.dropout_now)
 
     def decoding_state(self) -> State:
-        if self.attention.query_basis is not None:
+        if self.core.query_basis is not None:
             return super().decoding_state()
-        return Streaming(self.attention.decoding_state())
+        return Streaming(self.core.decoding_state())
 
 
 class Streaming:

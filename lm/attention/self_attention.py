@@ -8,7 +8,7 @@ from fairseq.incremental_decoding_utils import with_incremental_state
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
-from .core import Core
+from .base import HeadAttention
 from .rotary import rotate
 
 STATE = "decoding"  # under this name lies what the attention keeps between steps of generation
@@ -21,7 +21,7 @@ class SelfAttention(nn.Module):
     Args:
         embed_dim: channels C, a multiple of H.
         num_heads: attention heads H.
-        core: the attention between the projections.
+        attention: the attention between the projections.
         rotary: rotate queries and keys by their positions; C / H is even.
         q_noise, qn_block_size: fairseq's quantization noise of the projections.
     """
@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
         self,
         embed_dim: int,
         num_heads: int,
-        core: Core,
+        attention: HeadAttention,
         *,
         rotary: bool = False,
         q_noise: float = 0.0,
@@ -46,9 +46,9 @@ class SelfAttention(nn.Module):
             return quant_noise(linear, q_noise, qn_block_size)
 
         self.q_proj, self.v_proj = projection(1 / math.sqrt(2)), projection(1 / math.sqrt(2))
-        self.k_proj = None if core.shared_query_key else projection(1 / math.sqrt(2))
+        self.k_proj = None if attention.shared_query_key else projection(1 / math.sqrt(2))
         self.out_proj = projection(1.0)
-        self.core = core
+        self.attention = attention
 
     def forward(
         self,
@@ -84,14 +84,14 @@ class SelfAttention(nn.Module):
         if incremental_state is not None:
             state = self.get_incremental_state(incremental_state, STATE)
             if state is None:
-                state = self.core.decoding_state()
+                state = self.attention.decoding_state()
                 self.set_incremental_state(incremental_state, STATE, state)
         q, v = self._heads(self.q_proj(x)), self._heads(self.v_proj(x))
         k = q if self.k_proj is None else self._heads(self.k_proj(x))
         if self.rotary:
             start = 0 if state is None else state.num_tokens
             q, k = rotate(q, start), rotate(k, start)
-        out = self.core(q, k, v, key_padding_mask) if state is None else state.take(q, k, v)
+        out = self.attention(q, k, v, key_padding_mask) if state is None else state.take(q, k, v)
         return self.out_proj(out.transpose(1, 2).flatten(2)).transpose(0, 1), None
 
     def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> dict:

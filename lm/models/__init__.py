@@ -1,1 +1,1 @@
-"""The models; fairseq imports every file of this folder."""
+"""Models; each file registers its own."""

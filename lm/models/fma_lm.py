@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from fma_kernels.checks import require
 
-from ..attention import AttentionConfig, SelfAttention, build_self_attention
+from ..attention import AttentionFlags, SelfAttention, build_self_attention
+from ..fairseq_seam.layers import wrap_layer
+from ..fairseq_seam.registration import register_size
 from ..padding import put_back, to_right
 from ..positions import max_positions, position_embeddings
-from ..registration import register_size
-from ..wrapping import wrap_layer
 
 #: What has to be the same where the weights of adaptive inputs and softmax are.
 TIED = {
@@ -28,15 +28,15 @@ SEEN = "seen"  # under this name lies the number of tokens that generation has t
 
 
 @dataclass
-class FMALanguageModelConfig(AttentionConfig, TransformerLanguageModelConfig):
+class FMALanguageModelFlags(AttentionFlags, TransformerLanguageModelConfig):
     """Flags of ``fma_lm``: those of fairseq's ``transformer_lm``, and of the attention."""
 
-    decoder_normalize_before: bool = True  # what fairseq's architectures of transformer_lm set
+    decoder_normalize_before: bool = True  # as fairseq's architectures of transformer_lm have it
     activation_fn: str = "gelu"
 
 
 @dataclass
-class TinyConfig(FMALanguageModelConfig):
+class TinyFlags(FMALanguageModelFlags):
     """4 layers of 128 channels, for a CPU: 1.06 million parameters with 260 words and samples of 1,024 tokens."""
 
     decoder_layers: int = 4
@@ -50,7 +50,7 @@ class TinyConfig(FMALanguageModelConfig):
 
 
 @dataclass
-class Enwik8Config(FMALanguageModelConfig):
+class Enwik8Flags(FMALanguageModelFlags):
     """12 layers of 512 channels, the size of character-level Transformers (Al-Rfou et al., arXiv 1808.04444).
 
     41.9 million parameters with 260 words and samples of 1,024 tokens.
@@ -67,7 +67,7 @@ class Enwik8Config(FMALanguageModelConfig):
 
 
 @dataclass
-class WikiText103Config(FMALanguageModelConfig):
+class WikiText103Flags(FMALanguageModelFlags):
     """fairseq's ``transformer_lm_wiki103``: adaptive inputs and softmax (Baevski and Auli, arXiv 1809.10853).
 
     256 million parameters with 267,744 words and samples of 512 tokens.
@@ -101,7 +101,7 @@ class FMADecoderLayer(TransformerDecoderLayerBase):
         flags: the flags of the model.
     """
 
-    def __init__(self, cfg: TransformerConfig, flags: FMALanguageModelConfig):
+    def __init__(self, cfg: TransformerConfig, flags: FMALanguageModelFlags):
         self.flags = flags
         super().__init__(cfg, no_encoder_attn=True)
 
@@ -116,19 +116,19 @@ class FMADecoder(TransformerDecoder):
     """fairseq's decoder, without a mask of all pairs of tokens, and for sequences of any length.
 
     Args:
-        args: the flags of the model.
+        flags: the flags of the model.
         dictionary: of the output.
         embed_tokens: the input embedding.
     """
 
-    def __init__(self, args: FMALanguageModelConfig, dictionary: Dictionary, embed_tokens: nn.Module):
-        self.limit = args.max_target_positions
+    def __init__(self, flags: FMALanguageModelFlags, dictionary: Dictionary, embed_tokens: nn.Module):
+        self.limit = flags.max_target_positions
         if self.limit is None:  # fairseq wants a number for its table of positions
-            args.max_target_positions = args.tokens_per_sample
-        super().__init__(args, dictionary, embed_tokens, no_encoder_attn=True)
+            flags.max_target_positions = flags.tokens_per_sample
+        super().__init__(flags, dictionary, embed_tokens, no_encoder_attn=True)
 
     def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = True) -> nn.Module:
-        return wrap_layer(FMADecoderLayer(cfg, self.args), cfg)
+        return wrap_layer(FMADecoderLayer(cfg, flags=self.args), cfg)
 
     def extract_features(
         self, prev_output_tokens: Tensor, encoder_out: None = None, incremental_state: dict | None = None, **unused
@@ -198,49 +198,49 @@ class FMALanguageModel(TransformerLanguageModel):
         return {}
 
     @classmethod
-    def build_model(cls, args: FMALanguageModelConfig, task) -> "FMALanguageModel":
+    def build_model(cls, flags: FMALanguageModelFlags, task) -> "FMALanguageModel":
         """Build a model from its flags.
 
         Raises:
             ValueError: a flag is not supported, or does not fit the others.
             ImportError: the library of the attention is not installed.
         """
-        for flag in ("character_embeddings", "decoder_xformers_att_config", "base_layers"):
-            value = getattr(args, flag)
-            require(not value, flag, value, "none: fma_lm does not support it")
-        for flag, positions in {"decoder_learned_pos": "learned", "no_token_positional_embeddings": "rotary"}.items():
-            chosen = str(args.fma_positions) == positions
-            require(chosen or not args[flag], flag, True, f"fma_positions={positions!r} instead")
-            args[flag] = chosen
-        _check_adaptive(args)
-        if args.decoder_layers_to_keep:
-            args.decoder_layers = len(args.decoder_layers_to_keep.split(","))
-        if args.adaptive_input:
+        for name in ("character_embeddings", "decoder_xformers_att_config", "base_layers"):
+            value = getattr(flags, name)
+            require(not value, name, value, "none: fma_lm does not support it")
+        for name, positions in {"decoder_learned_pos": "learned", "no_token_positional_embeddings": "rotary"}.items():
+            chosen = str(flags.fma_positions) == positions
+            require(chosen or not flags[name], name, True, f"fma_positions={positions!r} instead")
+            flags[name] = chosen
+        _check_adaptive(flags)
+        if flags.decoder_layers_to_keep:
+            flags.decoder_layers = len(flags.decoder_layers_to_keep.split(","))
+        if flags.adaptive_input:
             embedding = AdaptiveInput(
-                len(task.source_dictionary), task.source_dictionary.pad(), args.decoder_input_dim,
-                args.adaptive_input_factor, args.decoder_embed_dim,
-                options.eval_str_list(args.adaptive_input_cutoff, type=int), args.quant_noise_pq,
-                args.quant_noise_pq_block_size,
+                len(task.source_dictionary), task.source_dictionary.pad(), flags.decoder_input_dim,
+                flags.adaptive_input_factor, flags.decoder_embed_dim,
+                options.eval_str_list(flags.adaptive_input_cutoff, type=int), flags.quant_noise_pq,
+                flags.quant_noise_pq_block_size,
             )  # fmt: skip
         else:
-            embedding = cls.build_embedding(args, task.source_dictionary, args.decoder_input_dim)
-        return cls(FMADecoder(args, task.target_dictionary, embedding))
+            embedding = cls.build_embedding(flags, task.source_dictionary, flags.decoder_input_dim)
+        return cls(FMADecoder(flags, task.target_dictionary, embedding))
 
 
-def _check_adaptive(args: FMALanguageModelConfig) -> None:
+def _check_adaptive(flags: FMALanguageModelFlags) -> None:
     """Raise ``ValueError`` unless the flags of adaptive inputs and softmax fit together."""
-    adaptive, cutoff = args.adaptive_input, args.adaptive_input_cutoff
+    adaptive, cutoff = flags.adaptive_input, flags.adaptive_input_cutoff
     require(cutoff or not adaptive, "adaptive_input_cutoff", cutoff, "numbers of words, as '20000,60000'")
-    if args.tie_adaptive_weights:
+    if flags.tie_adaptive_weights:
         require(adaptive, "adaptive_input", adaptive, "True, as weights are tied")
         for name, other in TIED.items():
-            require(args[name] == args[other], name, args[name], f"{args[other]!r} as {other}, as weights are tied")
+            require(flags[name] == flags[other], name, flags[name], f"{flags[other]!r} as {other}, as weights are tied")
 
 
-for name, config in {
-    "fma_lm": FMALanguageModelConfig,
-    "fma_lm_tiny": TinyConfig,
-    "fma_lm_enwik8": Enwik8Config,
-    "fma_lm_wiki103": WikiText103Config,
+for name, flags in {
+    "fma_lm": FMALanguageModelFlags,
+    "fma_lm_tiny": TinyFlags,
+    "fma_lm_enwik8": Enwik8Flags,
+    "fma_lm_wiki103": WikiText103Flags,
 }.items():
-    register_size(name, FMALanguageModel, config)
+    register_size(name, FMALanguageModel, flags)

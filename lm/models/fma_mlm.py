@@ -14,15 +14,15 @@ from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from omegaconf import II, open_dict
 from torch import Tensor, nn
 
-from ..attention import AttentionConfig, SelfAttention, build_self_attention
+from ..attention import AttentionFlags, SelfAttention, build_self_attention
+from ..fairseq_seam.layers import wrap_layer
+from ..fairseq_seam.registration import register_size
 from ..padding import put_back, to_right
 from ..positions import max_positions, require_positions
-from ..registration import register_size
-from ..wrapping import wrap_layer
 
 
 @dataclass
-class FMAMaskedModelConfig(AttentionConfig):
+class FMAMaskedModelFlags(AttentionFlags):
     """Flags of ``fma_mlm``: those of fairseq's ``roberta_prenorm``, which has no dataclass, and of the attention."""
 
     encoder_layers: int = field(default=12, metadata={"help": "encoder layers"})
@@ -61,7 +61,7 @@ class FMAMaskedModelConfig(AttentionConfig):
 
 
 @dataclass
-class TinyConfig(FMAMaskedModelConfig):
+class TinyFlags(FMAMaskedModelFlags):
     """4 layers of 128 channels, for a CPU: 1.07 million parameters with 260 words and samples of 1,024 tokens."""
 
     encoder_layers: int = 4
@@ -71,7 +71,7 @@ class TinyConfig(FMAMaskedModelConfig):
 
 
 @dataclass
-class WikiText103Config(FMAMaskedModelConfig):
+class WikiText103Flags(FMAMaskedModelFlags):
     """12 layers of 768 channels, RoBERTa's base (arXiv 1907.11692).
 
     297 million parameters with 267,744 words and samples of 512 tokens, 206 million of them embeddings.
@@ -88,7 +88,7 @@ class FMAEncoderLayer(TransformerEncoderLayerBase):
         flags: the flags of the model.
     """
 
-    def __init__(self, cfg: TransformerConfig, flags: FMAMaskedModelConfig):
+    def __init__(self, cfg: TransformerConfig, flags: FMAMaskedModelFlags):
         self.flags = flags
         super().__init__(cfg)
         self.can_use_fastpath = False  # in some versions of fairseq it would bypass the attention
@@ -104,13 +104,13 @@ class FMAEncoder(TransformerEncoder):
     """fairseq's encoder with the attention that the flags ask for.
 
     Args:
-        args: the flags of the model.
+        flags: the flags of the model.
         dictionary: of the input.
         embed_tokens: the input embedding.
     """
 
     def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
-        return wrap_layer(FMAEncoderLayer(cfg, self.args), cfg)
+        return wrap_layer(FMAEncoderLayer(cfg, flags=self.args), cfg)
 
     def forward(
         self,
@@ -156,14 +156,14 @@ class FMAMaskedEncoder(RobertaEncoder):
     """RoBERTa's encoder and its head.
 
     Args:
-        args: the flags of the model.
+        flags: the flags of the model.
         dictionary: of the input and the output.
     """
 
     def build_encoder(
-        self, args: FMAMaskedModelConfig, dictionary: Dictionary, embed_tokens: nn.Embedding
+        self, flags: FMAMaskedModelFlags, dictionary: Dictionary, embed_tokens: nn.Embedding
     ) -> FMAEncoder:
-        encoder = FMAEncoder(args, dictionary, embed_tokens)
+        encoder = FMAEncoder(flags, dictionary, embed_tokens)
         encoder.apply(init_bert_params)
         return encoder
 
@@ -184,24 +184,24 @@ class FMAMaskedModel(RobertaModel):
         return {}
 
     @classmethod
-    def build_model(cls, args: FMAMaskedModelConfig, task) -> "FMAMaskedModel":
+    def build_model(cls, flags: FMAMaskedModelFlags, task) -> "FMAMaskedModel":
         """Build a model from its flags.
 
         Raises:
             ValueError: a flag does not fit the others.
             ImportError: the library of the attention is not installed.
         """
-        args.max_positions = args.max_positions or args.tokens_per_sample
-        with open_dict(args):
-            args.max_source_positions = args.max_positions
-            args.encoder_learned_pos = str(args.fma_positions) == "learned"
-            args.no_token_positional_embeddings = str(args.fma_positions) == "rotary"
-            return cls(args, FMAMaskedEncoder(args, task.source_dictionary))
+        flags.max_positions = flags.max_positions or flags.tokens_per_sample
+        with open_dict(flags):
+            flags.max_source_positions = flags.max_positions
+            flags.encoder_learned_pos = str(flags.fma_positions) == "learned"
+            flags.no_token_positional_embeddings = str(flags.fma_positions) == "rotary"
+            return cls(flags, FMAMaskedEncoder(flags, task.source_dictionary))
 
 
-for name, config in {
-    "fma_mlm": FMAMaskedModelConfig,
-    "fma_mlm_tiny": TinyConfig,
-    "fma_mlm_wiki103": WikiText103Config,
+for name, flags in {
+    "fma_mlm": FMAMaskedModelFlags,
+    "fma_mlm_tiny": TinyFlags,
+    "fma_mlm_wiki103": WikiText103Flags,
 }.items():
-    register_size(name, FMAMaskedModel, config)
+    register_size(name, FMAMaskedModel, flags)

@@ -1,1 +1,1 @@
-"""Tasks; fairseq imports every file of this folder."""
+"""Tasks; each file registers its own."""

@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 
 import torch
+from fairseq import options
 from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import BaseFairseqModel, build_model
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 #: Attentions of a decoder by what a test is called, as flags; an encoder has one more.
 DECODERS = {
@@ -33,6 +35,14 @@ def make_dictionary(words: int = 40) -> Dictionary:
     for i in range(words):
         dictionary.add_symbol(str(i))
     return dictionary
+
+
+def parse(arch: str, *flags: str) -> DictConfig:
+    """The configuration that ``fairseq-train`` makes of its command line."""
+    task = "masked_lm" if arch.startswith("fma_mlm") else "language_modeling"
+    argv = ["data", "--task", task, "--arch", arch, "--tokens-per-sample", "64", *flags]
+    args = options.parse_args_and_arch(options.get_training_parser(task), argv)
+    return convert_namespace_to_omegaconf(args)
 
 
 def build(name: str, words: int = 40, tokens_per_sample: int = 64, **flags) -> BaseFairseqModel:

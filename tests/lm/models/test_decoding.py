@@ -7,7 +7,7 @@ from helpers.language_models import DECODERS, make_decoder, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.attention.core import KeyValueCache, Recomputation
+from lm.attention.base import KeyValueCache, Recomputation
 from lm.attention.multipole import Streaming
 
 EOS = 2

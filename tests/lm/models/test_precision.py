@@ -1,4 +1,3 @@
-import numpy
 import pytest
 import torch
 from helpers.language_models import DECODERS, ENCODERS, make_decoder, make_encoder, random_tokens
@@ -32,7 +31,3 @@ def test_bfloat16_decoding(name):
     assert steps[0].dtype == torch.bfloat16
     error = (torch.cat(steps, 1) - expected).float().square().mean().sqrt() / expected.float().square().mean().sqrt()
     assert error < 0.1, f"{error:.3f}"
-
-
-def test_numpy_has_what_fairseq_reads():
-    assert numpy.compat.long(3) == 3

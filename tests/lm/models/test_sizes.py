@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fairseq import options
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import MODEL_DATACLASS_REGISTRY, BaseFairseqModel, build_model
 from fairseq.models.roberta.model import RobertaModel, roberta_prenorm_architecture
 from fairseq.models.transformer_lm import TransformerLanguageModel
@@ -17,6 +15,7 @@ from helpers.language_models import (
     make_decoder,
     make_dictionary,
     make_encoder,
+    parse,
     random_tokens,
 )
 
@@ -36,18 +35,10 @@ ENCODER_SIZES = {
     "fma_mlm_wiki103": dict(encoder_layers=12, encoder_embed_dim=768, fma_cell_size=64),
 }
 SIZES = DECODER_SIZES | ENCODER_SIZES
-TASKS = dict.fromkeys(DECODER_SIZES, "language_modeling") | dict.fromkeys(ENCODER_SIZES, "masked_lm")
 
 
 def count(model: BaseFairseqModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def parse(name: str, *flags: str):
-    """The configuration that ``fairseq-train`` makes of its command line."""
-    argv = ["data", "--task", TASKS[name], "--arch", name, "--tokens-per-sample", "64", *flags]
-    args = options.parse_args_and_arch(options.get_training_parser(), argv)
-    return convert_namespace_to_omegaconf(args)
 
 
 @pytest.mark.parametrize("name", SIZES)

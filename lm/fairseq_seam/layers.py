@@ -1,4 +1,4 @@
-"""What fairseq puts around the layers of its models."""
+"""Wrappers that fairseq puts around the layers of its models."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from torch import nn
 
 
 def wrap_layer(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
-    """Let a layer compute its activations again, or keep them on the CPU, and shard it, as the flags say.
+    """Wrap a layer as fairseq's own models do: recompute or offload its activations, and shard its parameters (FSDP).
 
     Args:
         layer: the layer.
-        cfg: fairseq's configuration of layers.
+        cfg: fairseq's configuration of layers, which has ``checkpoint_activations``, ``offload_activations`` and
+            ``min_params_to_wrap``.
     """
     checkpoint = cfg.checkpoint_activations or cfg.offload_activations
     if checkpoint:

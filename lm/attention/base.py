@@ -21,7 +21,7 @@ class State(Protocol):
         """Let rows ``index`` of the batch become its rows."""
 
 
-class Core(nn.Module):
+class HeadAttention(nn.Module):
     """An attention over heads.
 
     Args:
@@ -60,8 +60,8 @@ class Core(nn.Module):
 class Recomputation:
     """The state of an attention that has no other: all tokens, from which every step computes all outputs anew."""
 
-    def __init__(self, core: Core):
-        self._core, self._kept = core, None
+    def __init__(self, attention: HeadAttention):
+        self._attention, self._kept = attention, None
 
     @property
     def num_tokens(self) -> int:
@@ -70,13 +70,13 @@ class Recomputation:
     def take(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         new = torch.stack([query, key, value])
         self._kept = new if self._kept is None else torch.cat([self._kept, new], 3)
-        return self._core(*self._kept)[:, :, -query.shape[2] :]
+        return self._attention(*self._kept)[:, :, -query.shape[2] :]
 
     def reorder(self, index: Tensor) -> None:
         self._kept = self._kept.index_select(1, index)
 
 
-class Full(Core):
+class Full(HeadAttention):
     """Scaled dot-product attention of all tokens, by PyTorch's kernels."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from helpers.language_models import make_decoder, make_encoder, random_tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lm.positions import UNBOUNDED, position_embeddings
+from lm.positions import UNBOUNDED
 
 MAKERS = [make_decoder, make_encoder]
 KINDS = ["fma", "fma-linear"]
@@ -92,11 +92,3 @@ def test_direct_summaries_serve_the_length_that_they_were_built_for(make):
     model(random_tokens(1, 64))
     with pytest.raises(ValueError, match=r"basis.num_levels=3: expected at least 4 for .*grid=\(65,\)"):
         model(random_tokens(1, 65))
-
-
-def test_sinusoidal_positions_grow():
-    module = make_decoder(fma_positions="sinusoidal").decoder.embed_positions
-    first, table = module.padding_idx + 1, module.get_embedding(5000, 16, module.padding_idx).double()
-    for start, stop in ((0, 3), (1000, 3000), (4000, 4001), (7, 9)):
-        expected = table[first + start : first + stop]
-        torch.testing.assert_close(position_embeddings(module, start, stop), expected, rtol=0, atol=1e-12)

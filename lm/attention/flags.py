@@ -9,7 +9,7 @@ POSITIONS = ("sinusoidal", "learned", "rotary")
 
 
 @dataclass
-class AttentionConfig(FairseqDataclass):
+class AttentionFlags(FairseqDataclass):
     """Which attention a model has, and its hyper-parameters; a flag ``--fma-...`` each."""
 
     fma_attention: ChoiceEnum(ATTENTIONS) = field(

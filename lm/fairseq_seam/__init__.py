@@ -1,0 +1,1 @@
+"""Where the plugin meets fairseq: registration of models, wrappers of layers, precision flags, patches."""
