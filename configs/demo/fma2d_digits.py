@@ -37,8 +37,24 @@ train_pipeline = [
     dict(type="PackInputs"),
 ]
 test_pipeline = [
+    dict(type="LoadImageFromFile"),  # for inference; the data set has its images in memory and leaves this step out
     dict(type="Resize", scale=(48, 48), interpolation="bicubic"),
     dict(type="PackInputs"),
+]
+# For tools/test.py --tta. Digits have no mirror images: small rotations take the place of mmpretrain's flips.
+tta_model = dict(type="AverageClsScoreTTA")
+tta_pipeline = [
+    *test_pipeline[:-1],
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [
+                dict(type="Rotate", angle=a, pad_val=0, prob=1.0, random_negative_prob=0.0, interpolation="bilinear")
+                for a in (-8.0, 0.0, 8.0)
+            ],
+            [dict(type="PackInputs")],
+        ],
+    ),
 ]
 # The images are in memory and small: worker processes would cost more than they bring.
 loader = dict(num_workers=0, persistent_workers=False, pin_memory=False, collate_fn=dict(type="default_collate"))

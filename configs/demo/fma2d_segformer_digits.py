@@ -43,7 +43,10 @@ train_pipeline = [
     dict(type="RandomRotate", prob=0.5, degree=10, pad_val=45, seg_pad_val=0),
     dict(type="PackSegInputs"),
 ]
-test_pipeline = [dict(type="PackSegInputs")]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),  # for inference; the data set has its scenes in memory and leaves this step out
+    dict(type="PackSegInputs"),
+]
 # Scenes are composed in less time than worker processes need to hand them over.
 loader = dict(num_workers=0, persistent_workers=False, pin_memory=False)
 train_dataloader = dict(

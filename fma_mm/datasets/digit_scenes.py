@@ -6,12 +6,12 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
-from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from fma_kernels.checks import require
 
 from .digits import SPLITS, read_digits
+from .in_memory import InMemoryDataset
 
 #: A pixel belongs to a digit where the ink, from 0 to 255, is at least this.
 INK = 96
@@ -22,7 +22,7 @@ THROWS, ARCS = 30, 4
 
 
 @DATASETS.register_module()
-class DigitScenes(BaseDataset):
+class DigitScenes(InMemoryDataset):
     """Pictures of several real digits on a textured ground, with the class of every pixel.
 
     The digits are those of :class:`HandwrittenDigits`: training scenes show training digits only, validation scenes
@@ -37,7 +37,7 @@ class DigitScenes(BaseDataset):
     It blends the colour of the digit over the ground, and a pixel is of the digit's class exactly where its ink is at
     least 96. Every other pixel is background, the arcs included.
 
-    An item enters the pipeline with its picture in place, so that the pipeline starts without a loading step:
+    An item enters the pipeline with its picture in place, and the pipeline's ``LoadImageFromFile`` is left out:
 
     - ``img``: (size, size, 3) uint8, BGR.
     - ``gt_seg_map``: (size, size) uint8, 0 for background and 1 + digit elsewhere; ``seg_fields`` names it.

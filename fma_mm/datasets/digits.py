@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from fma_kernels.checks import require
+
+from .in_memory import InMemoryDataset
 
 #: One image in so many is held out for validation, and the seed of the draw.
 HELD_OUT, SEED = 5, 0
@@ -17,11 +18,11 @@ SPLITS = "train", "val"
 
 
 @DATASETS.register_module()
-class HandwrittenDigits(BaseDataset):
+class HandwrittenDigits(InMemoryDataset):
     """The 1,797 real handwritten digits of 8x8 pixels that scikit-learn carries (UCI, E. Alpaydin and C. Kaynak, 1998).
 
     A fixed fifth of the images of every digit is held out for validation. An item enters the pipeline with its picture
-    in place, so that the pipeline starts without a loading step:
+    in place, and the pipeline's ``LoadImageFromFile`` is left out:
 
     - ``img``: (8, 8, 3) uint8, bright strokes on black, three equal channels.
     - ``img_shape``, ``ori_shape``: (8, 8).

@@ -1,5 +1,6 @@
 """The embedded demos, whole or shortened: their configurations, their training and what they leave."""
 
+import pickle
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from matplotlib.image import imread
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
+from sklearn.metrics import precision_score
 
 from fma_kernels import Hierarchy
 from fma_mm import DigitScenes
@@ -100,6 +102,24 @@ def test_short_training_learns_and_tells_where_its_results_are(tmp_path, capsys,
     predictions = [(int(sample.pred_label), int(sample.gt_label)) for sample in samples]
     assert titles == [f"{label}" if label == truth else f"{label} (is {truth})" for label, truth in predictions]
     assert len({label for label, _ in predictions}) > 5
+
+
+def test_augmented_testing_agrees_with_itself_and_mirrors_no_digit(evaluate, tmp_path, capfd):
+    """The report counts the averaged predictions, as the accuracy does, and not those of the last view."""
+    checkpoint = tmp_path / "random.pth"
+    torch.manual_seed(0)
+    model = demo(tmp_path / "model", 1).model
+    torch.save(dict(state_dict={name: 3 * x for name, x in model.state_dict().items()}), checkpoint)
+    arguments = [str(CONFIG), str(checkpoint), "--tta", "--work-dir", str(tmp_path), "--out", str(tmp_path / "p.pkl")]
+    assert "Flip" not in str(evaluate.make_config(evaluate.make_parser().parse_args(arguments)).test_dataloader)
+
+    evaluate.main([*arguments, "--cfg-options", "test_dataloader.dataset.indices=120"])
+    samples = pickle.loads((tmp_path / "p.pkl").read_bytes())
+    truth = [int(sample["gt_label"]) for sample in samples]
+    averaged = [int(sample["pred_score"].argmax()) for sample in samples]
+    assert averaged != [int(sample["pred_label"]) for sample in samples], "the views differ"
+    precision = 100 * precision_score(truth, averaged, labels=range(10), average="macro", zero_division=0)
+    assert f"report/precision: {precision:.4f}" in capfd.readouterr().out
 
 
 def run(config: Path, work_dir: Path, *options: str) -> str:
