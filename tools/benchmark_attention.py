@@ -8,16 +8,16 @@
 Every row starts from the same query, key and value. FMA and FMA-linear include the making of their summaries; the row
 "FMA, summaries given" is the attention alone. Times are medians of rounds in which the methods take turns; memory is
 the peak of what a method allocates beyond its inputs, output and gradients included. Before a method is timed on a
-size, its output and gradients there are compared with the definition in float64 at some queries (gate.py says how); one
-that is wrong is not timed, and the run ends with status 1.
+size, its output and gradients there are compared with the definition in float64 at some queries, as
+fma_tools/attention/gate.py says; one that is wrong is not timed, and the run ends with status 1.
 
 On a GPU the peers are SDPA's flash and cuDNN backends; FMA with summaries given by flex_attention, over tokens and
 summaries that were joined and brought into cell order beforehand, in blocks of 128; and the near field alone, a local
 window, by flex_attention. "floor" is the least time that the device needs for the attention, as a share of the time
-measured; it comes from the bandwidth of a copy and the rate of a matrix product in the same run (floors.py has the
-formulas). "extra" is the peak of the memory beyond inputs, output and gradients, and "of held" its share of those. The
-second-level cache is flushed before each repetition. A method that does not fit, takes too long or refuses the input is
-a row that says why.
+measured; it comes from the bandwidth of a copy and the rate of a matrix product in the same run, by the formulas of
+fma_tools/attention/floors.py. "extra" is the peak of the memory beyond inputs, output and gradients, and "of held" its
+share of those. The second-level cache is flushed before each repetition. A method that does not fit, takes too long or
+refuses the input is a row that says why.
 
 Prints a table, and writes attention.json and attention.png to --out. To keep a result, copy them to
 benchmarks/results/attention-DEVICE.json and docs/attention-DEVICE.png.
@@ -26,24 +26,22 @@ benchmarks/results/attention-DEVICE.json and docs/attention-DEVICE.png.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts memory reports every start otherwise
-sys.path.insert(0, str(Path(__file__).resolve().parent / "attention_benchmark"))
-
 import torch
-from cases import KINDS
-from floors import measure_ceilings
-from measuring import Clock, Row, measure
-from report import HEADER, HEADER_GPU, growth, plot, table
 
 from fma_kernels import Hierarchy, __version__
 from fma_kernels.measure import device_name
+from fma_tools.attention.cases import KINDS
+from fma_tools.attention.floors import measure_ceilings
+from fma_tools.attention.measuring import Clock, Row, measure
+from fma_tools.attention.report import HEADER, HEADER_GPU, growth, plot, table
+from fma_tools.attention.settings import Settings
+from fma_tools.command import settings_of
+from fma_tools.results import write_results
 
 #: Settings that are not given, on a CPU and on a GPU. There, "auto" could measure other code than the fused kernels.
 DEFAULTS = {
@@ -120,25 +118,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def write(args: argparse.Namespace, argv: list[str], device: dict, rows: list[Row]) -> None:
-    """Write what was measured so far, with the device, the command and the settings."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    result = dict(
-        command=" ".join(["python", "tools/benchmark_attention.py", *argv]),
-        **device,
-        torch=torch.__version__,
-        version=__version__,
-        settings=settings,
-        rows=[{key: x for key, x in asdict(row).items() if x is not None and x is not False} for row in rows],
-    )
-    (args.out / "attention.json").write_text(json.dumps(result, indent=1) + "\n")
-
-
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    begin = time.perf_counter()
+    settings, begin = settings_of(Settings, args), time.perf_counter()
     torch.set_num_threads(args.threads)
     where = torch.device(args.device)
     gpu = where.type == "cuda"
@@ -173,9 +156,11 @@ def main(argv: list[str] | None = None) -> int:
             break
         cell, rank = (args.cell_size, args.rank) if len(grid) == 1 else (args.cell_size_2d, args.rank_2d)
         hierarchy = Hierarchy(grid, cell, rank, causal=args.causal and len(grid) == 1)
-        rows += (measured := measure(hierarchy, args, ceilings, memory))
+        rows += (measured := measure(hierarchy, args.methods, settings, ceilings, memory))
         print(table(measured, gpu), flush=True)
-        write(args, argv, device, rows)
+        figures = [{key: x for key, x in asdict(row).items() if x is not None and x is not False} for row in rows]
+        command = ["python", "tools/benchmark_attention.py", *argv]
+        write_results(args.out / "attention.json", command, args, device, rows=figures)
         if gpu:
             torch._dynamo.reset()  # flex_attention is compiled for every size; PyTorch gives up after some
             torch.cuda.empty_cache()

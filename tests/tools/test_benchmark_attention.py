@@ -1,12 +1,13 @@
 """The benchmark measures what it says, and refuses to time what is wrong."""
 
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.tool_loader import load_tool
+
+from fma_tools.attention import cases
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,8 @@ def test_a_wrong_result_is_not_timed(benchmark, monkeypatch, tmp_path, capsys, m
         ("fma_linear_attention", {"FMA-linear"}, {"SDPA", "FMA", "FMA, summaries given"}),
     ):
         with monkeypatch.context() as patch:
-            right_one = getattr(sys.modules["cases"], name)
-            patch.setattr(f"cases.{name}", lambda *args, f=right_one, **options: mistake(f, *args, **options))
+            right_one = getattr(cases, name)
+            patch.setattr(cases, name, lambda *args, f=right_one, **options: mistake(f, *args, **options))
             assert benchmark.main([*SMALL, *grid, "--out", str(tmp_path)]) == 1
         printed = capsys.readouterr()
         rows = {row["method"]: row for row in rows_of(tmp_path)}
@@ -94,7 +95,7 @@ def test_methods_may_refuse_but_those_of_this_project_may_not(benchmark, monkeyp
     def broken(*args, **options):
         raise RuntimeError("no such kernel\nand more")
 
-    monkeypatch.setattr("cases.fma_attention", broken)
+    monkeypatch.setattr(cases, "fma_attention", broken)
     assert benchmark.main([*arguments, "--methods", "fma", "sdpa"]) == 1
     fma, sdpa = rows_of(tmp_path)
     assert fma == dict(method="FMA", grid=[64], tokens=64, reason="failed: RuntimeError: no such kernel", failed=True)
@@ -104,7 +105,7 @@ def test_methods_may_refuse_but_those_of_this_project_may_not(benchmark, monkeyp
     def full(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("cases.fma_attention", full)
+    monkeypatch.setattr(cases, "fma_attention", full)
     assert benchmark.main([*arguments, "--methods", "fma"]) == 0
     assert rows_of(tmp_path)[0]["reason"] == "skipped: out of memory"
 
@@ -133,10 +134,3 @@ def test_bad_arguments_are_refused(benchmark, capsys, arguments, message):
     with pytest.raises(SystemExit):
         benchmark.main(arguments)
     assert message in capsys.readouterr().err
-
-
-def test_the_picture_of_the_method_is_drawn(tmp_path, monkeypatch):
-    drawing = load_tool("draw_method")
-    monkeypatch.setattr("sys.argv", ["draw_method.py", str(tmp_path / "fma.png")])
-    drawing.main()
-    assert (tmp_path / "fma.png").stat().st_size > 10000

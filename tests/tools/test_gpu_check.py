@@ -37,27 +37,47 @@ def check(monkeypatch):
     return tool
 
 
-def python(code, *arguments, absent=ABSENT, **variables):
-    """Run code in a Python that cannot import some packages."""
-    block = f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "kernels"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-c", block + code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env={**environment, **variables}, capture_output=True, text=True)
+#: Runs before everything else: packages cannot be imported, this checkout's only where Python finds them by itself.
+BARE = """
+import sys
+sys.modules.update(dict.fromkeys({absent!r}))
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+sys.path[:] = [path for path in sys.path if "__editable__" not in path]
+"""
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Run Python, as `make gpu-check` does, where this checkout is not installed and some packages are absent."""
+
+    def run(*arguments, absent=ABSENT, paths=("kernels",), **variables):
+        (tmp_path / "bare").mkdir(exist_ok=True)
+        (tmp_path / "bare" / "sitecustomize.py").write_text(BARE.format(absent=absent))
+        places = [str(tmp_path / "bare"), *(str(ROOT / path) for path in paths)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        environment.pop("TRITON_INTERPRET", None)
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, env={**environment, **variables}, capture_output=True, text=True)
+
+    return run
 
 
 # ---------------------------------------------------------------------- what has to be there
 
 
-def test_without_a_gpu_it_says_so_in_a_line():
-    for command in (["make", "-s", "gpu-check", f"PYTHON={sys.executable}"], [sys.executable, "tools/gpu_check.py"]):
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}
-        for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # the tests may be run by make themselves
-            environment.pop(name, None)
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 2
-        (line,) = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
-        assert line == f"gpu-check: PyTorch {torch.__version__} sees no GPU on this machine"
+def test_without_a_gpu_it_says_so_in_a_line(check, monkeypatch, capsys):
+    expected = f"gpu-check: PyTorch {torch.__version__} sees no GPU on this machine"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        assert check.main([]) == 2
+    assert capsys.readouterr().err == f"{expected}\n"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # the tests may be run by make themselves
+        environment.pop(name, None)
+    command = ["make", "-s", "gpu-check", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if not line.startswith("make: ***")] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -82,9 +102,9 @@ def test_the_versions_here_would_do(check, monkeypatch):
 # ---------------------------------------------------------------------- tests and tools need no more than that
 
 
-def test_the_tests_of_the_kernels_are_collected_without_other_packages():
-    code, absent = "import pytest; sys.exit(pytest.main(sys.argv[1:]))", (*ABSENT, "matplotlib", "PIL")
-    done = python(code, "--collect-only", "-q", "tests/kernels/triton", absent=absent)
+def test_the_tests_of_the_kernels_are_collected_without_other_packages(python):
+    absent = (*ABSENT, "matplotlib", "PIL")
+    done = python("-m", "pytest", "--collect-only", "-q", "tests/kernels/triton", absent=absent)
     assert done.returncode == 0, done.stdout + done.stderr
     names = [line for line in done.stdout.splitlines() if "::" in line]
     assert len(names) > 20
@@ -92,16 +112,16 @@ def test_the_tests_of_the_kernels_are_collected_without_other_packages():
     assert small and len(small) < len(names), "compute-sanitizer runs the small ones"
 
 
-def test_the_benchmark_runs_without_other_packages(tmp_path):
+def test_the_benchmark_runs_without_other_packages(python, tmp_path):
     arguments = ["--sizes", "64", "--grids", "--rounds", "1", "--heads", "1", "--cell-size", "8", "--out", tmp_path]
-    code = 'import runpy; sys.argv[0] = "x"; runpy.run_path("tools/benchmark_attention.py", run_name="__main__")'
-    done = python(code, *arguments, OMP_NUM_THREADS="1")
+    done = python("tools/benchmark_attention.py", *arguments, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "attention.png").exists()
 
 
 SEEN_BY_TRITON = """
 import os
+import sys
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "triton":
@@ -109,7 +129,6 @@ class Finder:
             os._exit(0)
 import torch
 sys.meta_path.insert(0, Finder())
-sys.path.insert(0, "tests")
 for machine, variable in (("CPU", None), ("CPU", "0"), ("GPU", None), ("GPU", "1")):
     if not os.fork():
         assert "triton" not in sys.modules
@@ -122,9 +141,9 @@ for machine, variable in (("CPU", None), ("CPU", "0"), ("GPU", None), ("GPU", "1
 """
 
 
-def test_triton_interprets_where_there_is_no_gpu():
+def test_triton_interprets_where_there_is_no_gpu(python):
     """Processes on machines without and with a GPU, where the variable is not set and is."""
-    done = python(SEEN_BY_TRITON)
+    done = python("-c", SEEN_BY_TRITON, paths=("kernels", "tests"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "0", "None", "1"], done.stderr
 
@@ -168,9 +187,9 @@ def test_commands_run_on_compiled_kernels_and_end_in_time(check, monkeypatch, tm
     # A process that the command started ends with it.
     survivor = tmp_path / "survivor"
     start = time.perf_counter()
-    assert check.run(["sh", "-c", f"(sleep 2; touch {survivor}) & sleep 60"], 0.5) is None
+    assert check.run(["sh", "-c", f"(sleep 1; touch {survivor}) & sleep 60"], 0.3) is None
     assert time.perf_counter() - start < 30
-    time.sleep(2.5)
+    time.sleep(1.2)
     assert not survivor.exists()
 
 
@@ -192,7 +211,7 @@ TESTS = {
         ("failing", [], "failed", "status 1; 1 passed, 0 skipped, 1 failed"),
         ("skipping", [], "failed", "0 passed, 1 skipped, 0 failed"),
         ("broken", [], "failed", "0 passed, 0 skipped, 1 failed"),
-        ("slow", [], "failed", "not done after 4 s"),
+        ("slow", [], "failed", "not done after 2 s"),
     ],
 )
 def test_a_step_has_passed_when_tests_passed(check, monkeypatch, tmp_path, tests, options, status, detail):
@@ -200,9 +219,10 @@ def test_a_step_has_passed_when_tests_passed(check, monkeypatch, tmp_path, tests
     folder.mkdir()
     (folder / f"test_{tests}.py").write_text(TESTS[tests])
     monkeypatch.setattr(check, "KERNEL_TESTS", str(folder))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take longer to start than the tests to run
     report = tmp_path / "report.xml"
     report.write_text("<testsuites><testsuite><testcase/></testsuite></testsuites>")  # of a run before
-    outcome = check.run_tests("kernel tests", report, 4 if tests == "slow" else 60, *options)
+    outcome = check.run_tests("kernel tests", report, 2 if tests == "slow" else 60, *options)
     assert (outcome.step, outcome.status) == ("kernel tests", status)
     assert detail in outcome.detail
 

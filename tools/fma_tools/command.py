@@ -6,6 +6,10 @@ import os
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from dataclasses import fields
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class CommandError(Exception):
@@ -29,3 +33,13 @@ def run(parser: ArgumentParser, args: Namespace, command: Callable[[Namespace], 
         if os.environ.get("FMA_DEBUG") == "1":
             traceback.print_exception(error)
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def settings_of(kind: type[T], args: Namespace) -> T:
+    """The part of the command line that a dataclass of settings takes.
+
+    Args:
+        kind: the dataclass; each of its fields has the name of an option.
+        args: parsed arguments.
+    """
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})

@@ -16,11 +16,12 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from cases import Case, Kind, Method, make_bases
-from pairs import fma_pairs
 from torch import Tensor
 
 from fma_kernels import aggregate
+
+from .cases import Case, Kind, Method, make_bases
+from .pairs import fma_pairs
 
 ROWS = 64
 #: No arithmetic explains errors beyond this, not even PyTorch's own.
@@ -127,7 +128,7 @@ class Gate:
             leaves |= summaries
         for x in leaves.values():
             x.requires_grad_()
-        if attention in ("fma", "linear") and not summaries:
+        if attention in ("fma", "fma_linear") and not summaries:
             # Fresh weights are the same for all heads.
             bases = make_bases(h, 1, case.head_dim, case.device)
             for which, basis in bases.items():
@@ -137,9 +138,9 @@ class Gate:
 
         query, key, value = (leaves[name][0, 0] for name in ("query", "key", "value"))
         logits = query[rows] @ key.T
-        if attention in ("fma", "linear"):
+        if attention in ("fma", "fma_linear"):
             far_key, far_value = (summaries[f"{name}_summaries"][0, 0] for name in ("key", "value"))
-            far_query = summaries["query_summaries"][0, 0] if attention == "linear" else None
+            far_query = summaries["query_summaries"][0, 0] if attention == "fma_linear" else None
             logits = torch.cat([logits, self._far_logits(query, far_query, far_key)], 1)
             value = torch.cat([value, far_value])
         logits = logits * case.head_dim**-0.5

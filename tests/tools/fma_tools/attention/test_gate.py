@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import KINDS, Method
-from gate import Gate
 
 from fma_kernels import Hierarchy, fma_attention
+from fma_tools.attention.cases import KINDS, Method
+from fma_tools.attention.gate import Gate
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

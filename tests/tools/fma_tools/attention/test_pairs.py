@@ -1,14 +1,14 @@
 """The pairs, the blocks and the results of flex_attention are those of FMA."""
 
-import cases
 import pytest
 import torch
 import torch.nn.functional as F
-from floors import pairs_and_summaries
-from gate import Gate
-from pairs import BLOCK, fma_pairs
 
 from fma_kernels import Hierarchy, fma_attention
+from fma_tools.attention import cases
+from fma_tools.attention.floors import pairs_and_summaries
+from fma_tools.attention.gate import Gate
+from fma_tools.attention.pairs import BLOCK, fma_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
-from floors import Work, pairs_and_summaries
-from pairs import Pairs, fma_pairs
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from fma_kernels import Hierarchy, SummaryBasis, aggregate, fma_attention, fma_linear_attention
+
+from .floors import Work, pairs_and_summaries
+from .pairs import Pairs, fma_pairs
+from .settings import Settings
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Kind:
 
     Attributes:
         title: its name in tables.
-        attention: what it computes: ``"full"``, ``"fma"``, ``"linear"`` or ``"near"``.
+        attention: what it computes: ``"full"``, ``"near"``, ``"fma"`` or ``"fma_linear"``.
         own: it is this project's.
     """
 
@@ -38,7 +39,7 @@ KINDS = {
     "flash": Kind("SDPA (flash)", "full"),
     "cudnn": Kind("SDPA (cuDNN)", "full"),
     "fma": Kind("FMA", "fma", own=True),
-    "linear": Kind("FMA-linear", "linear", own=True),
+    "linear": Kind("FMA-linear", "fma_linear", own=True),
     "given": Kind("FMA, summaries given", "fma", own=True),
     "flex": Kind("FMA by flex_attention", "fma"),
     "near": Kind("near field alone, flex", "near"),
@@ -78,20 +79,20 @@ class Case:
 
     Args:
         hierarchy: geometry.
-        args: the settings of the command line: batch, heads, head_dim, dtype, device, seed and backend.
+        settings: shape, dtype, device, seed and backend.
     """
 
-    def __init__(self, hierarchy: Hierarchy, args: argparse.Namespace):
-        self.hierarchy, self.device = hierarchy, torch.device(args.device)
-        self.head_dim, self.dtype = args.head_dim, getattr(torch, args.dtype)
-        self.backend = args.backend
-        generator = torch.Generator(self.device).manual_seed(args.seed)
-        shape = (args.batch, args.heads, hierarchy.num_tokens, args.head_dim)
+    def __init__(self, hierarchy: Hierarchy, settings: Settings):
+        self.hierarchy, self.device = hierarchy, torch.device(settings.device)
+        self.head_dim, self.dtype = settings.head_dim, getattr(torch, settings.dtype)
+        self.backend = settings.backend
+        generator = torch.Generator(self.device).manual_seed(settings.seed)
+        shape = (settings.batch, settings.heads, hierarchy.num_tokens, settings.head_dim)
         self.query, self.key, self.value, self.grad = (
             torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype).requires_grad_(i < 3)
             for i in range(4)
         )
-        self.bases = make_bases(hierarchy, args.heads, args.head_dim, self.device)
+        self.bases = make_bases(hierarchy, settings.heads, settings.head_dim, self.device)
 
     @cached_property
     def given(self) -> dict[str, Tensor]:
@@ -193,14 +194,14 @@ def flex(pairs: Pairs, bias: bool, compiled: bool) -> Callable[[Tensor, Tensor, 
     return partial(attention, score_mod=pairs.bias() if bias else None, block_mask=pairs.block_mask())
 
 
-def work(name: str, hierarchy: Hierarchy, args: argparse.Namespace) -> Work:
+def work(name: str, hierarchy: Hierarchy, settings: Settings) -> Work:
     """What a method has to do on one size, without the making of summaries.
 
     Args:
         name: a key of :data:`KINDS`.
         hierarchy: geometry.
-        args: the settings of the command line.
+        settings: shape and dtype.
     """
     pairs, summaries = pairs_and_summaries(KINDS[name].attention, hierarchy)
-    size = getattr(torch, args.dtype).itemsize
-    return Work(hierarchy.num_tokens, pairs, summaries, args.batch * args.heads, args.head_dim, size)
+    size, heads = getattr(torch, settings.dtype).itemsize, settings.batch * settings.heads
+    return Work(hierarchy.num_tokens, pairs, summaries, heads, settings.head_dim, size)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
 import traceback
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from cases import KINDS, Case, Kind, Method, work
-from floors import Ceilings
-from gate import Gate
 
 from fma_kernels import Hierarchy
-from fma_kernels.measure import milliseconds, peak_mib
+from fma_kernels.measure import milliseconds, peak_mib, take_turns
+
+from .cases import KINDS, Case, Kind, Method, work
+from .floors import Ceilings
+from .gate import Gate
+from .settings import Settings
 
 FLUSHED_BYTES = 2**28  # beyond any second-level cache
 TIMED_MS = 50  # of each method and pass in a round on a GPU
@@ -105,11 +106,10 @@ def event_milliseconds(run: Callable[[], object], repetitions: int, cache: torch
 
 @dataclass
 class Entry:
-    """A method that is measured: its row, and the times of all rounds by pass."""
+    """A method that is measured, and its row."""
 
     row: Row
     method: Method
-    times: dict[str, list[float]] = field(default_factory=dict)
 
     def forward(self) -> torch.Tensor:
         """The forward pass alone."""
@@ -120,8 +120,8 @@ class Entry:
         """Both passes."""
         return self.method.gradients(self.method.run(), self.method.grad)
 
-    def time(self, clock: Clock, label: str) -> None:
-        """One round of one pass: ``"forward"``, ``"backward"`` or ``"forward_backward"``."""
+    def time(self, clock: Clock, label: str) -> float:
+        """Milliseconds of one pass: ``"forward"``, ``"backward"`` or ``"forward_backward"``."""
         run = self.forward if label == "forward" else self.forward_backward
         if label == "backward":
             out = self.method.run()
@@ -129,7 +129,7 @@ class Entry:
             def run() -> object:
                 return self.method.gradients(out, self.method.grad, retain_graph=True)
 
-        self.times.setdefault(label, []).append(clock(run))
+        return clock(run)
 
     def weigh(self, device: torch.device) -> None:
         """Peaks of the memory; also the warm-up."""
@@ -151,7 +151,11 @@ def _mib(*tensors: torch.Tensor) -> float:
 
 
 def measure(
-    hierarchy: Hierarchy, args: argparse.Namespace, ceilings: Ceilings | None = None, memory: int | None = None
+    hierarchy: Hierarchy,
+    methods: Sequence[str],
+    settings: Settings,
+    ceilings: Ceilings | None = None,
+    memory: int | None = None,
 ) -> list[Row]:
     """Check and measure the methods on one size.
 
@@ -159,24 +163,25 @@ def measure(
 
     Args:
         hierarchy: geometry.
-        args: the settings of the command line. A size gets no further round after ``budget`` seconds.
+        methods: keys of :data:`~fma_tools.attention.cases.KINDS`.
+        settings: what they have in common.
         ceilings: what the device can do. With it, rows have floors, and a method whose rounds take longer than the
             budget at the least is left out.
         memory: bytes of the device; a method that does not fit is left out.
     """
     rows, entries, case, gate = [], [], None, None
-    device = torch.device(args.device)
-    for name in args.methods:
+    device = torch.device(settings.device)
+    for name in methods:
         row = Row(KINDS[name].title, list(hierarchy.grid), hierarchy.num_tokens)
         rows.append(row)
         if ceilings is not None:
-            row.forward_floor_ms, row.backward_floor_ms = work(name, hierarchy, args).floors_ms(ceilings)
-        row.reason = _too_much(name, hierarchy, args, ceilings, memory)
+            row.forward_floor_ms, row.backward_floor_ms = work(name, hierarchy, settings).floors_ms(ceilings)
+        row.reason = _too_much(name, hierarchy, settings, ceilings, memory)
         if row.reason:
             continue
         with _Attempt(row, KINDS[name]):
             if case is None:
-                case = Case(hierarchy, args)
+                case = Case(hierarchy, settings)
                 gate = Gate(case)
             method = case.method(name)
             row.reason = gate.problem(KINDS[name], method)
@@ -185,38 +190,35 @@ def measure(
                 entry = Entry(row, method)
                 entry.weigh(device)
                 entries.append(entry)
-    _take_turns(entries, args, Clock(device))
+    _time(entries, settings, Clock(device))
     return rows
 
 
-def _take_turns(entries: list[Entry], args: argparse.Namespace, clock: Clock) -> None:
+def _time(entries: list[Entry], settings: Settings, clock: Clock) -> None:
     # On a CPU the backward pass alone would make a long run longer, and tell nothing that the two do not.
     alone = ["backward"] if clock.device.type == "cuda" else []
     for label in ["forward", *alone, "forward_backward"]:
-        start = time.perf_counter()
-        for _ in range(args.rounds):
-            for entry in entries:
-                entry.time(clock, label)
-            if time.perf_counter() - start > args.budget:
-                break
+        clocks = {entry.row.method: partial(entry.time, clock, label) for entry in entries}
+        times = take_turns(clocks, settings.rounds, settings.budget)
         for entry in entries:
-            setattr(entry.row, f"{label}_ms", statistics.median(entry.times[label]))
+            setattr(entry.row, f"{label}_ms", statistics.median(times[entry.row.method]))
 
 
 def _too_much(
-    name: str, hierarchy: Hierarchy, args: argparse.Namespace, ceilings: Ceilings | None, memory: int | None
+    name: str, hierarchy: Hierarchy, settings: Settings, ceilings: Ceilings | None, memory: int | None
 ) -> str | None:
     """Why a method is not tried: it does not fit into memory, or takes too long."""
-    needed = work(name, hierarchy, args)
+    needed = work(name, hierarchy, settings)
     if memory is not None and needed.held_bytes > 0.9 * memory:
         gib = [x / 2**30 for x in (needed.held_bytes, memory)]
         return f"skipped: inputs, output and gradients take {gib[0]:.0f} GiB, the device has {gib[1]:.0f}"
     if ceilings is None:
         return None
     # A round is each pass alone, and both together.
-    seconds = 2 * args.rounds * sum(needed.floors_ms(ceilings)) / 1e3
-    if seconds > args.budget:
-        return f"skipped: {args.rounds} rounds take {seconds:.0f} s or more (estimate), the budget is {args.budget:g} s"
+    seconds = 2 * settings.rounds * sum(needed.floors_ms(ceilings)) / 1e3
+    if seconds > settings.budget:
+        estimate = f"{settings.rounds} rounds take {seconds:.0f} s or more (estimate)"
+        return f"skipped: {estimate}, the budget is {settings.budget:g} s"
     return None
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from floors import Ceilings, Work, measure_ceilings, pairs_and_summaries
 
 from fma_kernels import Hierarchy
+from fma_tools.attention.floors import Ceilings, Work, measure_ceilings, pairs_and_summaries
 
 
 def test_floors_by_hand():
@@ -26,7 +26,7 @@ def test_pairs_and_summaries_by_hand():
     assert count("full", bidirectional) == (64, 0)
     assert count("near", bidirectional) == (10 * 4, 0)
     assert count("fma", bidirectional) == (10 * 4 + 6 * 2, 2 * 4)
-    assert count("linear", bidirectional) == (10 * 4 + 6, 3 * 4)
+    assert count("fma_linear", bidirectional) == (10 * 4 + 6, 3 * 4)
     assert count("full", causal) == (36, 0)
     assert count("near", causal) == (4 * 3 + 3 * 4, 0)
     assert count("fma", causal) == (24 + 3 * 2, 2 * 4)

@@ -126,7 +126,7 @@ def pairs_and_summaries(attention: str, hierarchy: Hierarchy) -> tuple[int, int]
     """P and M of the formulas above, per head.
 
     Args:
-        attention: ``"full"``, ``"fma"``, ``"linear"`` (FMA-linear) or ``"near"`` (the near field alone).
+        attention: ``"full"``, ``"near"`` (the near field alone), ``"fma"`` or ``"fma_linear"``.
         hierarchy: geometry.
     """
     n = hierarchy.num_tokens
@@ -134,6 +134,6 @@ def pairs_and_summaries(attention: str, hierarchy: Hierarchy) -> tuple[int, int]
         return n * (n + 1) // 2 if hierarchy.causal else n * n, 0
     if attention == "near":
         return near_pairs(hierarchy), 0
-    linear = attention == "linear"
+    linear = attention == "fma_linear"
     far = sum(far_pairs(hierarchy, level, summarised_queries=linear) for level in hierarchy.levels)
     return near_pairs(hierarchy) + far, (3 if linear else 2) * hierarchy.num_summaries

@@ -1,7 +1,7 @@
 """Tables, and the growth of times."""
 
-from measuring import Row
-from report import HEADER, HEADER_GPU, growth, table
+from fma_tools.attention.measuring import Row
+from fma_tools.attention.report import HEADER, HEADER_GPU, growth, table
 
 
 def test_a_gpus_table():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from cases import KINDS
-from measuring import Row
+from matplotlib.figure import Figure
+
+from .cases import KINDS
+from .measuring import Row
 
 WIDTH = 24
 COLORS = {"sdpa": "C7", "flash": "C7", "cudnn": "C8", "fma": "C0", "linear": "C1", "flex": "C2", "near": "C3"}
@@ -82,12 +84,8 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
         title: what was measured where.
         path: the PNG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    axes = figure.subplots(1, 3)
     quantities = [
         ("forward_ms", "forward, ms"),
         ("forward_backward_ms", "forward + backward, ms"),
@@ -110,4 +108,3 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
         axes[0].legend(fontsize=8)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
