@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,6 +113,67 @@ def ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
             labels = np.kron(rng.integers(0, 151, (5, 7)), np.ones((10, 10)))[:50, : 70 - i]
             Image.fromarray(labels.astype(np.uint8)).save(root / "annotations" / split / f"ADE_{i}.png")
     return root
+
+
+def small_trainings() -> ModuleType:
+    """The module with the texts of the configs below; it imports mmengine."""
+    from helpers import small_trainings
+
+    return small_trainings
+
+
+@pytest.fixture
+def classifier(tmp_path: Path, imagenet: Path) -> Path:
+    """The config of a small classifier: 6 batches an epoch, 4 epochs, every kind of randomness."""
+    path = tmp_path / "classifier.py"
+    path.write_text(small_trainings().CLASSIFIER.replace("{data}", str(imagenet)))
+    return path
+
+
+@pytest.fixture
+def vit(classifier: Path) -> Path:
+    """The config of a vision transformer under the same recipe as the classifier."""
+    path = classifier.with_name("vit.py")
+    path.write_text(small_trainings().VIT)
+    return path
+
+
+@pytest.fixture
+def segmentor(tmp_path: Path, ade20k: Path) -> Path:
+    """The config of a small segmentor: 16 iterations, a checkpoint every 4."""
+    path = tmp_path / "segmentor.py"
+    path.write_text(small_trainings().SEGMENTOR.replace("{data}", str(ade20k)))
+    return path
+
+
+@pytest.fixture
+def run_training(train, tmp_path, monkeypatch, one_thread):
+    """Train in this process: run_training(config, work_dir, *arguments, settings="", stop=None).
+
+    The settings are lines that are added to the config; ``stop`` is the iteration after which the run is stopped.
+    """
+    from helpers.small_trainings import Stop
+    from mmengine.runner import loops
+
+    monkeypatch.setattr(loops, "time", SimpleNamespace(sleep=lambda seconds: None))  # mmengine waits between epochs
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # torch waits for collected workers
+
+    def run(config: Path, work_dir: str, *arguments: str, settings: str = "", stop: int | None = None) -> Path:
+        text = f"{config.read_text()}\n{settings}\n"
+        if stop is not None:
+            text += f"custom_hooks = [*globals().get('custom_hooks', []), dict(type='StopHook', after={stop})]\n"
+        path = tmp_path / f"{work_dir}_config.py"
+        path.write_text(text + f"experiment_name = '{work_dir}{len(arguments)}'\n")
+        command = [str(path), "--work-dir", str(tmp_path / work_dir), *arguments]
+        if stop is None:
+            train.main(command)
+        else:
+            with pytest.raises(Stop):
+                train.main(command)
+        gc.collect()  # ends the workers of the run's data loaders
+        return tmp_path / work_dir
+
+    return run
 
 
 @pytest.fixture

@@ -73,7 +73,9 @@ class ExactResumeHook(Hook):
         elif not hasattr(loader.sampler, "skip"):
             position = 0  # the loop itself replays the batches, through these numbers
         batches = NumberedBatches(loader.batch_sampler, (self.seed, DATA, get_rank()), position, skip)
-        # A loader refuses a new batch sampler, for the sake of its other arguments; this one repeats the old one's.
+        # torch's DataLoader refuses a new batch sampler after its construction, because its other arguments might
+        # contradict it. This one repeats the batches of the old one. Without it, a loader would have to be built again
+        # from arguments that DataLoader does not keep.
         object.__setattr__(loader, "batch_sampler", batches)
         if hasattr(loop, "dataloader_iterator"):
             loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
@@ -106,7 +108,7 @@ class ExactResumeHook(Hook):
             runner: the runner.
             checkpoint: what was loaded.
         """
-        if not runner._resume:
+        if not runner._resume:  # private; mmengine does not tell hooks otherwise whether it resumes or loads weights
             return
         if "optimizer" not in checkpoint:
             runner.logger.warning("The checkpoint has no optimizer state: the run continues, but not exactly.")
