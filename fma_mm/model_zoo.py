@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine.config.utils import MODULE2PACKAGE
 from torch import nn
 
-# mmengine resolves ``_base_ = "fma_mm::FOLDER/NAME.py"`` through a fixed table of packages, and has no call that adds one
+# mmengine resolves ``_base_ = "fma_mm::FOLDER/NAME.py"`` through a fixed table of packages. No call adds one
 # (https://github.com/open-mmlab/mmengine/issues/1410).
 MODULE2PACKAGE["fma_mm"] = "fma_mm"
 
