@@ -1,14 +1,21 @@
-"""fairseq's commands with the plugin, in processes of their own."""
+"""fairseq's commands with the plugin, in processes of their own.
 
+They come from a server that has imported fairseq and the operators, but neither the plugin nor any test: importing
+takes longer than most commands. The scripts themselves are run by .ci/check_wheel.sh.
+"""
+
+import importlib
 import json
+import multiprocessing
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 PLUGIN = Path(__file__).parents[2] / "lm"
 TIMEOUT = 180  # seconds; a command takes about 5
@@ -44,6 +51,27 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def _start_server() -> None:
+    """Start the server unless it runs, with the environment of a user's shell."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("TRITON_INTERPRET", None)
+    commands = ("train", "eval_lm", "validate", "generate", "interactive", "hydra_train", "preprocess")
+    forkserver.set_forkserver_preload(["fma_kernels", *(f"fairseq_cli.{name}" for name in commands)])
+    with mock.patch.dict(os.environ, environment, clear=True):
+        forkserver.ensure_running()
+
+
+def _run(name: str, arguments: list[str], log: Path) -> None:
+    """Do as the script ``fairseq-NAME`` does, in the folder of the log."""
+    os.setsid()
+    with open(os.devnull) as nothing, log.open("w") as file:
+        for target, source in ((0, nothing), (1, file), (2, file)):
+            os.dup2(source.fileno(), target)
+    os.chdir(log.parent)
+    sys.argv = [f"fairseq-{name}", *arguments]
+    importlib.import_module(f"fairseq_cli.{name.replace('-', '_')}").cli_main()
+
+
 class Command:
     """A running command.
 
@@ -55,24 +83,18 @@ class Command:
     """
 
     def __init__(self, name: str, arguments: list[str], log: Path, plugin: bool = True):
-        script = Path(sys.executable).parent / f"fairseq-{name}"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environment.pop("TRITON_INTERPRET", None)  # as users run it
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [script, *arguments, *(["--user-dir", PLUGIN] if plugin else [])],
-                cwd=log.parent,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        _start_server()
+        log.touch()
+        arguments = [*arguments, *(["--user-dir", str(PLUGIN)] if plugin else [])]
+        self.process = multiprocessing.get_context("forkserver").Process(target=_run, args=(name, arguments, log))
+        self.process.start()
         self.log = log
 
     def wait(self) -> int:
         """Its exit code."""
-        return self.process.wait(TIMEOUT)
+        self.process.join(TIMEOUT)
+        assert self.process.exitcode is not None, self.log.read_text()
+        return self.process.exitcode
 
     def output(self) -> str:
         """What it printed, once it has ended well."""
@@ -90,11 +112,11 @@ class Command:
         """Until it has printed something."""
         deadline = time.monotonic() + TIMEOUT
         while not re.search(pattern, self.log.read_text()):
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            assert self.process.is_alive() and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.01)
 
     def kill(self) -> None:
         """At once, with its children."""
-        if self.process.poll() is None:
+        if self.process.is_alive():
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.process.join()

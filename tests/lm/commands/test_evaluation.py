@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.fairseq_commands import logged
 
-FLAGS = ["--gen-subset", "valid", "--batch-size", "4", "--log-format", "simple"]
+FLAGS = ["--gen-subset", "valid", "--batch-size", "4", "--num-workers", "0", "--log-format", "simple"]
 
 
 def evaluated(text: str) -> tuple[int, float]:
@@ -26,7 +26,7 @@ def evaluate(call, corpus, caplog):
 
     def evaluate(folder, *flags):
         with caplog.at_level("INFO"):
-            call("eval-lm", corpus, *FLAGS, "--num-workers", 0, "--path", folder / "checkpoint_last.pt", *flags)
+            call("eval-lm", corpus, *FLAGS, "--path", folder / "checkpoint_last.pt", *flags)
         return evaluated(caplog.text)
 
     return evaluate
@@ -98,6 +98,7 @@ def test_eval_lm_does_not_leave_out_samples_of_more_than_max_tokens(evaluate, lm
 @pytest.mark.parametrize("model, task", [("lm", "language_modeling"), ("mlm", "masked_lm")])
 def test_validate_gives_the_loss_of_validation(model, task, start, corpus, request):
     folder, output = request.getfixturevalue(model)
-    flags = f"--task {task} --path {folder}/checkpoint_last.pt --batch-size 4 --required-batch-size-multiple 1"
-    (line,) = logged(start("validate", corpus, *flags.split(), "--log-format", "json").output(), "valid")
+    flags = f"--task {task} --path {folder}/checkpoint_last.pt --batch-size 4 --required-batch-size-multiple 1 "
+    flags += "--num-workers 0 --log-format json"
+    (line,) = logged(start("validate", corpus, *flags.split()).output(), "valid")
     assert float(line["valid_loss"]) == pytest.approx(valid_loss(output), abs=2e-3)

@@ -1,5 +1,6 @@
-"""fairseq-hydra-train."""
+"""fairseq-hydra-train, with the plugin in a folder of another name."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def hydra_train(start, corpus, tmp_path):
     """Train with overrides of the config: hydra_train("KEY=VALUE")."""
 
     def hydra_train(*overrides: str) -> Command:
-        (tmp_path / "small.yaml").write_text(CONFIG.format(plugin=PLUGIN, folder=tmp_path, corpus=corpus))
+        plugin = shutil.copytree(PLUGIN, tmp_path / "renamed", ignore=shutil.ignore_patterns("__pycache__"))
+        (tmp_path / "small.yaml").write_text(CONFIG.format(plugin=plugin, folder=tmp_path, corpus=corpus))
         directories = ["--config-dir", tmp_path, f"hydra.run.dir={tmp_path}/run"]
         return start("hydra-train", "--config-name", "small", *directories, *overrides, plugin=False)
 
