@@ -29,6 +29,7 @@ import argparse
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ from fma_tools.attention.floors import measure_ceilings
 from fma_tools.attention.measuring import Clock, Row, measure
 from fma_tools.attention.report import HEADER, HEADER_GPU, growth, plot, table
 from fma_tools.attention.settings import Settings
-from fma_tools.command import settings_of
+from fma_tools.command import require_device, run, settings_of
 from fma_tools.results import write_results
 
 #: Settings that are not given, on a CPU and on a GPU. There, "auto" could measure other code than the fused kernels.
@@ -80,7 +81,8 @@ def grid_argument(text: str) -> tuple[int, ...]:
     return grid
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", help="sequence lengths")
     parser.add_argument("--grids", type=grid_argument, nargs="*", help="image sizes HxW")
@@ -106,21 +108,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--time-limit", type=float, help="seconds after which no further size is begun")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder of the results, under work_dirs by default")
-    args = parser.parse_args(argv)
-    gpu = args.device.startswith("cuda")
-    for name, value in DEFAULTS["cuda" if gpu else "cpu"].items():
+    return parser
+
+
+def complete(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Fill in the settings that are not given, and refuse what cannot be measured.
+
+    Args:
+        parser: the parser.
+        args: parsed arguments.
+    """
+    require_device(parser, args.device)
+    for name, value in DEFAULTS["cuda" if args.device.startswith("cuda") else "cpu"].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if gpu and not torch.cuda.is_available():
-        parser.error(f"--device {args.device}: PyTorch sees no GPU on this machine")
     if not args.sizes and not args.grids:
         parser.error("nothing to measure: give --sizes or --grids")
-    return args
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    args = parse_args(argv)
+def benchmark(words: list[str], args: argparse.Namespace) -> int:
+    """Measure, and report size by size.
+
+    Args:
+        words: the arguments as they were given.
+        args: parsed arguments.
+
+    Returns:
+        The status.
+    """
     settings, begin = settings_of(Settings, args), time.perf_counter()
     torch.set_num_threads(args.threads)
     where = torch.device(args.device)
@@ -159,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         rows += (measured := measure(hierarchy, args.methods, settings, ceilings, memory))
         print(table(measured, gpu), flush=True)
         figures = [{key: x for key, x in asdict(row).items() if x is not None and x is not False} for row in rows]
-        command = ["python", "tools/benchmark_attention.py", *argv]
+        command = ["python", "tools/benchmark_attention.py", *words]
         write_results(args.out / "attention.json", command, args, device, rows=figures)
         if gpu:
             torch._dynamo.reset()  # flex_attention is compiled for every size; PyTorch gives up after some
@@ -173,6 +188,21 @@ def main(argv: list[str] | None = None) -> int:
         names = dict.fromkeys(f"{row.method} on {'x'.join(map(str, row.grid))}" for row in failed)
         print(f"failed: {', '.join(names)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments; those of the process when None.
+
+    Returns:
+        The status.
+    """
+    words, parser = sys.argv[1:] if argv is None else argv, make_parser()
+    args = parser.parse_args(words)
+    complete(parser, args)
+    return run(parser, args, partial(benchmark, words))
 
 
 if __name__ == "__main__":

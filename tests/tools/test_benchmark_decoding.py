@@ -8,6 +8,7 @@ import torch
 from helpers.tool_loader import load_tool
 
 from fma_kernels import DecodingState, SummaryBasis
+from fma_tools import decoding
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_low_precision(benchmark, tmp_path, dtype):
 @pytest.mark.parametrize(("name", "method"), [("DecodingState", "FMA"), ("KeyValueCache", "KV cache")])
 @pytest.mark.parametrize("mistake", [lambda out: out + 1e-3, lambda out: out * torch.nan], ids=["off", "nan"])
 def test_a_wrong_method_is_not_timed(benchmark, monkeypatch, tmp_path, capsys, name, method, mistake):
-    cls = getattr(benchmark, name)
+    cls = getattr(decoding, name)
     right = cls.step
     monkeypatch.setattr(cls, "step", lambda self, *tokens: mistake(right(self, *tokens)))
     assert benchmark.main([*SMALL, "--contexts", "64", "--out", str(tmp_path)]) == 1

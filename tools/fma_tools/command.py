@@ -43,3 +43,29 @@ def settings_of(kind: type[T], args: Namespace) -> T:
         args: parsed arguments.
     """
     return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
+
+
+def require_positive(parser: ArgumentParser, args: Namespace, *names: str) -> None:
+    """Refuse numbers below 1.
+
+    Args:
+        parser: the parser.
+        args: what it has parsed.
+        *names: names of the arguments.
+    """
+    for name in names:
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
+
+
+def require_device(parser: ArgumentParser, device: str) -> None:
+    """Refuse a GPU that is not there.
+
+    Args:
+        parser: the parser.
+        device: value of ``--device``.
+    """
+    import torch  # the tools that prepare data do without it
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {device}: PyTorch sees no GPU on this machine")
