@@ -1,4 +1,4 @@
-"""``--tokenizer byte_values``: text as the decimal values of its bytes, which corpora of bytes are made of."""
+"""``--tokenizer byte_values``: text as the decimal values of its bytes, the words of a corpus of bytes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class ByteValues:
         pass
 
     def encode(self, x: str) -> str:
-        """Text as decimal values."""
+        """Return the decimal values of a text."""
         return " ".join(map(str, x.encode()))
 
     def decode(self, x: str) -> str:
-        """Decimal values as text; fairseq's end of a sentence is the newline, other words are left out."""
+        """Return the text of decimal values. The end of a sentence becomes a newline; all other words are skipped."""
         values = bytearray()
         for word in x.split():
             if word == "</s>":

@@ -1,4 +1,4 @@
-"""Padding on the left, moved to the right: where a sequence starts decides which tokens share a cell."""
+"""Padding moved from the left to the right, because the start of a sequence decides which tokens share a cell."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def to_right(tokens: Tensor, padding_idx: int) -> tuple[Tensor, Tensor | None]:
-    """Roll every row such that its leading padding comes last.
+    """Roll every row to move its leading padding to the end.
 
-    So a sequence has the same cells, and the same outputs, whatever it is batched with.
+    A sequence then has the same cells, and the same outputs, in every batch.
 
     Args:
         tokens: (B, N) token numbers.
         padding_idx: the number of the padding token.
 
     Returns:
-        The rolled tokens, and (B, N) int64: the place that each of them comes from, or None if no row was rolled.
+        The rolled tokens, and their former places in the rows, (B, N) int64, or None if no row was rolled.
     """
     leading = tokens.ne(padding_idx).cumsum(1).eq(0).sum(1)
     if tokens.shape[1] == 0 or not leading.any():
@@ -26,11 +26,14 @@ def to_right(tokens: Tensor, padding_idx: int) -> tuple[Tensor, Tensor | None]:
 
 
 def put_back(x: Tensor, origin: Tensor | None) -> Tensor:
-    """Undo :func:`to_right` for what was computed from the tokens.
+    """Undo :func:`to_right` in tensors that were computed from the rolled tokens.
 
     Args:
         x: (B, N, ...).
         origin: second result of :func:`to_right`.
+
+    Returns:
+        (B, N, ...), rows in the order of the tokens that :func:`to_right` was given.
     """
     if origin is None:
         return x

@@ -18,18 +18,18 @@ from ..fairseq_seam.registration import register_size
 from ..padding import put_back, to_right
 from ..positions import max_positions, position_embeddings
 
-#: What has to be the same where the weights of adaptive inputs and softmax are.
+#: Flags of adaptive inputs and the flags of the softmax that must equal them if the weights are tied.
 TIED = {
     "adaptive_input_cutoff": "adaptive_softmax_cutoff",
     "adaptive_input_factor": "adaptive_softmax_factor",
     "decoder_input_dim": "decoder_output_dim",
 }
-SEEN = "seen"  # under this name lies the number of tokens that generation has taken
+SEEN = "seen"  # fairseq keeps the number of tokens that generation has taken under this name
 
 
 @dataclass
 class FMALanguageModelFlags(AttentionFlags, TransformerLanguageModelConfig):
-    """Flags of ``fma_lm``: those of fairseq's ``transformer_lm``, and of the attention."""
+    """Flags of ``fma_lm``: the flags of fairseq's ``transformer_lm`` and the flags of the attention."""
 
     decoder_normalize_before: bool = True  # as fairseq's architectures of transformer_lm have it
     activation_fn: str = "gelu"
@@ -123,7 +123,7 @@ class FMADecoder(TransformerDecoder):
 
     def __init__(self, flags: FMALanguageModelFlags, dictionary: Dictionary, embed_tokens: nn.Module):
         self.limit = flags.max_target_positions
-        if self.limit is None:  # fairseq wants a number for its table of positions
+        if self.limit is None:  # fairseq needs a number for its table of positions
             flags.max_target_positions = flags.tokens_per_sample
         super().__init__(flags, dictionary, embed_tokens, no_encoder_attn=True)
 
@@ -133,14 +133,14 @@ class FMADecoder(TransformerDecoder):
     def extract_features(
         self, prev_output_tokens: Tensor, encoder_out: None = None, incremental_state: dict | None = None, **unused
     ) -> tuple[Tensor, dict]:
-        """What the last layer makes of tokens.
+        """Compute the outputs of the last layer.
 
         Args:
             prev_output_tokens: (B, N) token numbers, padded on the right or on the left. With ``incremental_state`` all
-                tokens so far, the new ones without padding.
-            encoder_out: None: there is no encoder.
-            incremental_state: fairseq's; the tokens that it has not taken yet are taken: a whole prompt in parallel
-                at first, then any number at a time.
+                tokens so far, without padding in the new ones.
+            encoder_out: None, because there is no encoder.
+            incremental_state: fairseq's state of generation. It takes the tokens that it has not seen yet: the prompt
+                in parallel, then any number at a time.
 
         Returns:
             (B, N, C), or (B, new tokens, C) with ``incremental_state``; and the outputs of all layers, (N, B, C) each,
@@ -174,7 +174,7 @@ class FMADecoder(TransformerDecoder):
         return put_back(x, origin), {"attn": [None], "inner_states": inner_states}
 
     def max_positions(self) -> int:
-        """The longest sequence: any, unless positions are learned or ``--max-target-positions`` says otherwise."""
+        """Return the length of the longest sequence: no limit but learned positions and ``--max-target-positions``."""
         return max_positions(self.embed_positions, self.limit)
 
     def _embed(self, tokens: Tensor, start: int, stop: int) -> Tensor:

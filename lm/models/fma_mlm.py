@@ -23,7 +23,7 @@ from ..positions import max_positions, require_positions
 
 @dataclass
 class FMAMaskedModelFlags(AttentionFlags):
-    """Flags of ``fma_mlm``: those of fairseq's ``roberta_prenorm``, which has no dataclass, and of the attention."""
+    """Flags of ``fma_mlm``: the flags of fairseq's ``roberta_prenorm``, which has no dataclass, and the attention's."""
 
     encoder_layers: int = field(default=12, metadata={"help": "encoder layers"})
     encoder_embed_dim: int = field(default=768, metadata={"help": "channels"})
@@ -32,7 +32,7 @@ class FMAMaskedModelFlags(AttentionFlags):
     encoder_normalize_before: bool = field(default=True, metadata={"help": "layer norm before each block"})
     layernorm_embedding: bool = field(default=False, metadata={"help": "layer norm of the embeddings"})
     no_scale_embedding: bool = field(default=True, metadata={"help": "do not scale the embeddings"})
-    untie_weights_roberta: bool = field(default=False, metadata={"help": "output weights of their own"})
+    untie_weights_roberta: bool = field(default=False, metadata={"help": "output weights are not the embeddings"})
     activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = field(
         default="gelu", metadata={"help": "activation function"}
     )
@@ -55,7 +55,9 @@ class FMAMaskedModelFlags(AttentionFlags):
     )
     checkpoint_activations: bool = field(default=False, metadata={"help": "compute activations again, save memory"})
     offload_activations: bool = field(default=False, metadata={"help": "keep checkpointed activations on the CPU"})
-    min_params_to_wrap: int = field(default=DEFAULT_MIN_PARAMS_TO_WRAP, metadata={"help": "of FSDP"})
+    min_params_to_wrap: int = field(
+        default=DEFAULT_MIN_PARAMS_TO_WRAP, metadata={"help": "parameters of the smallest layer that FSDP shards"}
+    )
     max_positions: Optional[int] = field(default=None, metadata={"help": "longest sequence; default: of the task"})
     tokens_per_sample: int = II("task.tokens_per_sample")
 
@@ -119,13 +121,13 @@ class FMAEncoder(TransformerEncoder):
         return_all_hiddens: bool = False,
         token_embeddings: Tensor | None = None,
     ) -> dict:
-        """What the layers make of tokens.
+        """Compute the outputs of the layers.
 
         Args:
             src_tokens: (B, N) token numbers, padded on the right or on the left.
             src_lengths: ignored.
             return_all_hiddens: also return the outputs of all layers.
-            token_embeddings: (B, N, C) instead of the model's own.
+            token_embeddings: (B, N, C), used instead of the embeddings of the model.
 
         Returns:
             fairseq's dictionary: ``encoder_out`` [(N, B, C)], ``encoder_states``, ``encoder_padding_mask`` [(B, N)].
@@ -148,7 +150,7 @@ class FMAEncoder(TransformerEncoder):
         return out
 
     def max_positions(self) -> int:
-        """The longest sequence: any, unless positions are learned."""
+        """Return the length of the longest sequence: no limit unless positions are learned."""
         return max_positions(self.embed_positions, None)
 
 

@@ -1,4 +1,4 @@
-"""``byte_language_modeling``: ``language_modeling`` of bytes, whose generation goes on behind a newline."""
+"""``byte_language_modeling``: ``language_modeling`` of bytes, with generation that goes on after a newline."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fairseq.utils import split_paths
 
 
 class ByteDictionary(Dictionary):
-    """fairseq's dictionary, which writes ``</s>`` where it stands: it is the newline byte."""
+    """fairseq's dictionary, which writes every ``</s>``, because it is the newline byte."""
 
     def string(self, *args, **kwargs) -> str:
-        """Tokens as text, as fairseq's dictionary makes it, with the ends of sentences."""
+        """Return tokens as text, as fairseq's dictionary does, with the ends of sentences."""
         return super().string(*args, **{**kwargs, "include_eos": True})
 
 
@@ -22,19 +22,19 @@ class ByteDictionary(Dictionary):
 class ByteLanguageModelingTask(LanguageModelingTask):
     """Language modelling of bytes, where fairseq's end-of-sentence token is the newline byte.
 
-    Trains as ``language_modeling`` does and takes its checkpoints. Generation ends at ``--max-len-b`` tokens, not with
-    the line.
+    The task trains as ``language_modeling`` does and opens its checkpoints. Generation ends at ``--max-len-b`` tokens,
+    not at the end of a line.
     """
 
     @classmethod
     def setup_dictionary(cls, args, **unused):
-        """The dictionaries of input and output, from the folder of the data."""
+        """Load the dictionaries of input and output from the folder of the data."""
         dictionary = ByteDictionary.load(str(Path(split_paths(args.data)[0], "dict.txt")))
         if args.output_dictionary_size < 0:
             return dictionary, dictionary
         return dictionary, TruncatedDictionary(dictionary, args.output_dictionary_size)
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
-        """fairseq's generator, which ends with a token that the corpus does not have."""
+        """Build fairseq's generator, which ends at a token that the corpus does not have."""
         options = {**(extra_gen_cls_kwargs or {}), "eos": self.target_dictionary.bos()}
         return super().build_generator(models, args, seq_gen_cls, options, **kwargs)

@@ -62,7 +62,7 @@ def test_learned_positions_end(make):
     model = make(fma_positions="learned", tokens_per_sample=64)
     assert model.max_positions() == 64
     assert model(random_tokens(1, 64))[0].isfinite().all()
-    with pytest.raises(ValueError, match="number of tokens=65: expected at most 64, where the learned positions end"):
+    with pytest.raises(ValueError, match="number of tokens=65: expected at most 64, the number of learned positions"):
         model(random_tokens(1, 65))
 
 
