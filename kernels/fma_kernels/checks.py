@@ -15,6 +15,16 @@ def require(condition: bool, name: str, value: Any, expected: str) -> None:
         raise ValueError(f"{name}={value!r}: expected {expected}")
 
 
+def refuse_jit_trace() -> None:
+    """Refuse ``torch.jit.trace``, under which sizes are tensors, while the geometry needs numbers.
+
+    Raises:
+        NotImplementedError: a trace is being recorded.
+    """
+    if torch.jit.is_tracing():
+        raise NotImplementedError("torch.jit.trace cannot record fma_kernels: use torch.export.export or torch.compile")
+
+
 def require_tokens(name: str, x: Tensor, grid: tuple[int, ...]) -> None:
     """``x`` is (B, H, N, d), floating point, with the N tokens of the grid."""
     require(x.ndim == 4, f"{name}.shape", tuple(x.shape), "four dimensions (B, H, N, d)")
@@ -43,3 +53,9 @@ def require_mask(mask: Tensor | None, x: Tensor) -> None:
     require(tuple(mask.shape) == expected, "key_padding_mask.shape", tuple(mask.shape), f"{expected}, which is (B, N)")
     require(mask.dtype == torch.bool, "key_padding_mask.dtype", mask.dtype, "torch.bool, True = ignore")
     require(mask.device == x.device, "key_padding_mask.device", mask.device, f"{x.device}, where the tokens are")
+
+
+def require_num_global_tokens(count: int, causal: bool) -> None:
+    """``count`` is a number of global tokens, 0 where attention is causal: global tokens read later ones."""
+    require(isinstance(count, int) and count >= 0, "num_global_tokens", count, "an integer >= 0")
+    require(not (causal and count), "num_global_tokens", count, "0 with causal=True")

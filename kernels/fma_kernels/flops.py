@@ -47,14 +47,16 @@ def far_pairs(hierarchy: Hierarchy, level: int, summarised_queries: bool = False
     return in_touching_parents - math.prod(_touching(q, k) for q, k in zip(queries, keys, strict=True))
 
 
-def attend_pairs(hierarchy: Hierarchy, summarised_queries: bool = False) -> int:
+def attend_pairs(hierarchy: Hierarchy, *, summarised_queries: bool = False, near_only: bool = False) -> int:
     """Number of pairs that :func:`fma_kernels.ops.attend` reads, per sequence and head.
 
     Args:
         hierarchy: geometry.
         summarised_queries: whether queries have summaries as well (FMA-linear).
+        near_only: whether there are no summaries.
     """
-    return near_pairs(hierarchy) + sum(far_pairs(hierarchy, level, summarised_queries) for level in hierarchy.levels)
+    levels = () if near_only else hierarchy.levels
+    return near_pairs(hierarchy) + sum(far_pairs(hierarchy, level, summarised_queries) for level in levels)
 
 
 # Numbers of level cells are given along each axis; that of a cell of the grid is the product over the axes.
@@ -89,17 +91,19 @@ def _touching(queries: Sequence[int], keys: Sequence[int]) -> int:
 # ---------------------------------------------------------------------- formulas
 
 
-def _attend_product(query: Sequence[int], far_query: Sequence[int] | None, geometry: tuple) -> int:
+def _attend_product(
+    query: Sequence[int], far_query: Sequence[int] | None, far_key: Sequence[int] | None, geometry: tuple
+) -> int:
     """FLOPs of one of the products of an attention: one of length d for every pair."""
-    grid, cell_size, rank, causal, *_ = geometry
     batch, heads, _, dim = query
-    hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal)
-    return 2 * batch * heads * dim * attend_pairs(hierarchy, far_query is not None)
+    hierarchy = Hierarchy.unpack(*geometry[:4])
+    pairs = attend_pairs(hierarchy, summarised_queries=far_query is not None, near_only=far_key is None)
+    return 2 * batch * heads * dim * pairs
 
 
 @register_flop_formula(torch.ops.fma_kernels.attend)
 def _attend(query, key, value, far_query, far_key, far_value, mask, seed, *geometry, **_) -> int:
-    return 2 * _attend_product(query, far_query, geometry)  # with the keys, with the values
+    return 2 * _attend_product(query, far_query, far_key, geometry)  # with the keys, with the values
 
 
 @register_flop_formula(torch.ops.fma_kernels.attend_backward)
@@ -107,7 +111,7 @@ def _attend_backward(
     grad_out, grad_lse, out, lse, far_out, far_lse,
     query, key, value, far_query, far_key, far_value, mask, seed, *geometry, **_,
 ) -> int:  # fmt: skip
-    return 5 * _attend_product(query, far_query, geometry)  # the logits again, and four gradients
+    return 5 * _attend_product(query, far_query, far_key, geometry)  # the logits again, and four gradients
 
 
 @register_flop_formula(torch.ops.fma_kernels.contract)
@@ -122,10 +126,9 @@ def _contract_backward(grad, x, weight, axis, **_) -> int:
 
 def _pool_product(x: Sequence[int], weight: Sequence[int], upper: Sequence[int], geometry: tuple) -> int:
     """FLOPs of one pass over the inputs of the cells of all levels."""
-    grid, cell_size, rank, causal, windows, *_ = geometry
-    hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal)
+    hierarchy, windows = Hierarchy.unpack(*geometry[:4]), geometry[4]
     # With windows every summary is a cell of its own.
-    cells = [size if windows else size // rank**hierarchy.ndim for size in hierarchy.level_sizes]
+    cells = [size if windows else size // hierarchy.rank**hierarchy.ndim for size in hierarchy.level_sizes]
     products = cells[0] * math.prod(weight[1:-1]) + sum(cells[1:]) * math.prod(upper[2:-1])
     return 2 * x[0] * x[1] * x[3] * products
 

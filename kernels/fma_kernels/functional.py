@@ -2,33 +2,130 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import reference
 from .backends.selection import BACKENDS, choose
-from .checks import require, require_like, require_mask, require_tokens
+from .checks import (
+    refuse_jit_trace,
+    require,
+    require_like,
+    require_mask,
+    require_num_global_tokens,
+    require_tokens,
+)
 from .hierarchy import Hierarchy
 from .ops import attend
+from .summaries import SummaryBasis, aggregate
+
+
+def fma(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    cell_size: int,
+    rank: int = 1,
+    grid: Sequence[int] | None = None,
+    causal: bool = False,
+    key_basis: SummaryBasis | None = None,
+    value_basis: SummaryBasis | None = None,
+    query_basis: SummaryBasis | None = None,
+    scale: float | None = None,
+    group_bias: bool = True,
+    near_only: bool = False,
+    key_padding_mask: Tensor | None = None,
+    num_global_tokens: int = 0,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Fast Multipole Attention in one call (arXiv 2310.11960): makes the summaries, and attends.
+
+    :func:`aggregate` makes the summaries and :func:`fma_attention` reads them. Call these two where summaries are made
+    once and read several times.
+
+    Args:
+        query, key, value: (B, H, G + N, d), one floating-point dtype and device; the G global tokens come first.
+        cell_size: side of a level-1 cell in tokens.
+        rank: summaries per cell and axis; divides ``cell_size``.
+        grid: tokens per axis, one to three numbers whose product is N; None for a sequence of N tokens.
+        causal: a query reads no later token (sequences only).
+        key_basis, value_basis: weights of the summaries, with the geometry above; None for means without weights.
+        query_basis: weights of query summaries: FMA-linear, O(N). None: a query reads the summaries itself, O(N log N).
+        scale, group_bias, key_padding_mask, num_global_tokens, dropout_p, backend: as in :func:`fma_attention`. The
+            summaries of ``direct`` bases are always made by PyTorch; the attention still uses ``backend``.
+        near_only: read the near field alone: no summaries, and no bases.
+        return_lse: return the log-sum-exp of the logits as well.
+
+    Returns:
+        (B, H, G + N, d) in the dtype of ``query``; with ``return_lse`` also (B, H, G + N), as :func:`fma_attention`.
+
+    Raises:
+        ValueError: an argument is outside of what is stated above; the message names it.
+
+    Example:
+        >>> query, key, value = torch.randn(3, 1, 8, 16384, 64)
+        >>> fma(query, key, value, cell_size=64, rank=4).shape
+        torch.Size([1, 8, 16384, 64])
+    """
+    refuse_jit_trace()
+    require(query.ndim == 4, "query.shape", tuple(query.shape), "four dimensions (B, H, N, d)")
+    require_num_global_tokens(num_global_tokens, causal)
+    if grid is None:
+        length = query.shape[2] - num_global_tokens
+        require(length >= 1, "query.shape", tuple(query.shape), f"more than {num_global_tokens} tokens in dimension 2")
+        grid = (length,)
+    hierarchy = Hierarchy(grid, cell_size, rank, causal=causal)
+    bases = dict(key_basis=key_basis, value_basis=value_basis, query_basis=query_basis)
+    for name, basis in bases.items():
+        require(basis is None or not near_only, name, basis, "None with near_only=True")
+        require(basis is None or isinstance(basis, SummaryBasis), name, basis, "a SummaryBasis or None")
+    options = dict(scale=scale, group_bias=group_bias, num_global_tokens=num_global_tokens, dropout_p=dropout_p)
+    options.update(key_padding_mask=key_padding_mask, return_lse=return_lse, backend=backend)
+    if near_only:
+        return fma_attention(query, key, value, None, None, hierarchy, **options)
+    query, key, value = _autocast(query, key, value)
+    _check(query, key, value, hierarchy, key_padding_mask, num_global_tokens, dropout_p, backend)
+
+    def summarise(x: Tensor, basis: SummaryBasis | None, queries: bool = False) -> Tensor:
+        if basis is None:
+            basis = SummaryBasis(x.shape[1], x.shape[3], cell_size, rank, ndim=hierarchy.ndim, kind="mean")
+        # Direct bases have no fused kernel. The attention still runs on the backend that was asked for.
+        work = "torch" if basis.kind == "direct" else backend
+        tokens, mask = x[:, :, num_global_tokens:], key_padding_mask
+        return aggregate(tokens, basis, hierarchy, key_padding_mask=mask, queries=queries, backend=work)
+
+    if query_basis is not None:
+        options["query_summaries"] = summarise(query, query_basis, queries=True)
+    return fma_attention(
+        query, key, value, summarise(key, key_basis), summarise(value, value_basis), hierarchy, **options
+    )
 
 
 def fma_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    key_summaries: Tensor,
-    value_summaries: Tensor,
+    key_summaries: Tensor | None,
+    value_summaries: Tensor | None,
     hierarchy: Hierarchy,
     *,
+    query_summaries: Tensor | None = None,
     scale: float | None = None,
     group_bias: bool = True,
     key_padding_mask: Tensor | None = None,
     num_global_tokens: int = 0,
     dropout_p: float = 0.0,
+    return_lse: bool = False,
     backend: str = "auto",
-) -> Tensor:
-    """Fast Multipole Attention (arXiv 2310.11960, section 3): O(N log N).
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Fast Multipole Attention over given summaries (arXiv 2310.11960, section 3): O(N log N), or O(N).
 
     A query reads the tokens of its own and the touching cells one by one and everything further away through the
     summaries of ever larger cells, under one softmax::
@@ -36,15 +133,26 @@ def fma_attention(
         logit(i, j)      = scale * q_i . k_j                                near token j
         logit(i, (J, s)) = scale * q_i . k~_(J,s) + log count(J, s)         far summary s of cell J
 
-    Where ``hierarchy.num_levels`` is 0, this is full attention, exactly.
+    With ``query_summaries`` this is FMA-linear (section 3.4), O(N): at every level the query summaries of a cell read
+    its interaction list, and each token takes the partial result of the sub-block that it lies in::
+
+        logit(i, (J, s)) = scale * q~_b(i) . k~_(J,s) + log count(J, s)     b(i): sub-block of token i at J's level
+
+    Sub-blocks nest, so the partial results are merged once through the levels, coarse to fine.
+
+    Without key and value summaries a query reads its near field alone, local attention in blocks. Where
+    ``hierarchy.num_levels`` is 0, all of these are full attention, exactly.
 
     Tokens without a place in the grid, such as a class token, are *global*: they read every token one by one, and
     every token reads them, under the same softmax: O(G * N) for G of them.
 
     Args:
         query, key, value: (B, H, G + N, d), one floating-point dtype and device; the G global tokens come first.
-        key_summaries, value_summaries: (B, H, S, d) from :func:`aggregate`, with S = ``hierarchy.num_summaries``.
+        key_summaries, value_summaries: (B, H, S, d) from :func:`aggregate`, with S = ``hierarchy.num_summaries``; or
+            None for both.
         hierarchy: geometry of the N tokens.
+        query_summaries: (B, H, S, d) from :func:`aggregate` with ``queries=True``; None: tokens read summaries
+            themselves.
         scale: factor of the products; default 1 / sqrt(d).
         group_bias: add the logarithm of the number of tokens that a summary stands for, so that keys that are constant
             give full attention exactly.
@@ -52,36 +160,52 @@ def fma_attention(
             never ignored.
         num_global_tokens: number of global tokens G, 0 if ``hierarchy`` is causal: they read later tokens.
         dropout_p: probability to drop an attention weight, 0 <= p < 1. Applied whenever it is not 0, to the weights of
-            and on global tokens too.
+            and on global tokens too. With query summaries, the tokens of a sub-block share what is dropped.
+        return_lse: return the log-sum-exp of the logits as well. Two results over different keys are merged by it.
         backend: ``"triton"`` (fused kernels: float32, float16 and bfloat16 on a CUDA GPU, head dimensions 16 to 128;
             on a CPU under ``TRITON_INTERPRET=1``), ``"torch"`` (blockwise, any device), ``"reference"`` (the dense
             definition, O(N^2)) or ``"auto"``: the fused kernels on a CUDA GPU, else ``"torch"``. Where the kernels
-            cannot run on a GPU, the logger ``fma_kernels`` says once why. All but the last accumulate float16 and
-            bfloat16 in float32.
+            cannot run on a GPU, the logger ``fma_kernels`` says once why. All but ``"reference"`` accumulate float16
+            and bfloat16 in float32.
 
     Returns:
-        (B, H, G + N, d) in the dtype of ``query``; zeros for a query that reads nothing.
+        (B, H, G + N, d) in the dtype of ``query``; zeros for a query that reads nothing. With ``return_lse`` also
+        (B, H, G + N) in float32 or better: the natural logarithm of the sum of exp(logit), before dropout; -inf for
+        a query that reads nothing. It has gradients.
 
     Raises:
         ValueError: an argument is outside of what is stated above; the message names it.
     """
-    query, key, value, key_summaries, value_summaries = _autocast(query, key, value, key_summaries, value_summaries)
+    given = (query, key, value, query_summaries, key_summaries, value_summaries)
+    query, key, value, *summaries = _autocast(*given)
     _check(query, key, value, hierarchy, key_padding_mask, num_global_tokens, dropout_p, backend)
-    require_like("key_summaries", key_summaries, "query", query, hierarchy.num_summaries)
-    require_like("value_summaries", value_summaries, "query", query, hierarchy.num_summaries)
+    for name, x in zip(("query_summaries", "key_summaries", "value_summaries"), summaries, strict=True):
+        if x is None:
+            needless = name == "query_summaries" or (key_summaries is None and query_summaries is None)
+            require(needless, name, None, "a tensor, as there are other summaries")
+        else:
+            require_like(name, x, "query", query, hierarchy.num_summaries)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if backend == "reference":
-        return reference.attention(
-            query, None, key, value, key_summaries, value_summaries, hierarchy, scale, group_bias, key_padding_mask,
-            num_global_tokens, dropout_p,
+        out, lse = reference.attention(
+            query, key, value, *summaries, hierarchy, scale=scale, group_bias=group_bias, mask=key_padding_mask,
+            num_global_tokens=num_global_tokens, dropout_p=dropout_p,
         )  # fmt: skip
+        return (out, lse.to(_sum_dtype(lse))) if return_lse else out
     backend = choose("fma_attention", backend, query)
     if hierarchy.num_levels == 0:
-        return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
-    options = dict(mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p, backend=backend)
+        if not return_lse:
+            return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
+        summaries = (None, None, None)  # all tokens are near
     tokens = (x[:, :, num_global_tokens:] for x in (query, key, value))
-    result = attend(*tokens, None, key_summaries, value_summaries, hierarchy, **options)
-    return _with_global_tokens(result, query, key, value, scale, key_padding_mask, num_global_tokens, dropout_p)
+    out, lse = attend(
+        *tokens, *summaries, hierarchy, mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p,
+        backend=backend,
+    )  # fmt: skip
+    if num_global_tokens:
+        options = (scale, key_padding_mask, num_global_tokens, dropout_p, return_lse)
+        out, lse = _with_global_tokens(out, lse, query, key, value, *options)
+    return (out, lse) if return_lse else out
 
 
 def fma_linear_attention(
@@ -92,91 +216,86 @@ def fma_linear_attention(
     key_summaries: Tensor,
     value_summaries: Tensor,
     hierarchy: Hierarchy,
-    *,
-    scale: float | None = None,
-    group_bias: bool = True,
-    key_padding_mask: Tensor | None = None,
-    num_global_tokens: int = 0,
-    dropout_p: float = 0.0,
-    backend: str = "auto",
-) -> Tensor:
-    """FMA-linear (arXiv 2310.11960, section 3.4): queries have summaries as well, O(N).
-
-    At every level the query summaries of a cell read its interaction list. Each token takes, at every level, the
-    partial result of the sub-block it lies in, under one softmax with its exact near field::
-
-        logit(i, (J, s)) = scale * q~_b(i) . k~_(J,s) + log count(J, s)     b(i): sub-block of token i at J's level
-
-    Sub-blocks nest, so the partial results are merged once through the levels, coarse to fine.
+    **options: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """FMA-linear (arXiv 2310.11960, section 3.4): a name for :func:`fma_attention` with ``query_summaries``.
 
     Args:
+        query, key, value, key_summaries, value_summaries, hierarchy: as in :func:`fma_attention`.
         query_summaries: (B, H, S, d) from :func:`aggregate` with ``queries=True``.
-        dropout_p: probability to drop an attention weight; the tokens of a sub-block share those of its summary.
+        **options: the other arguments of :func:`fma_attention`.
 
-    The other arguments, the result and the errors are those of :func:`fma_attention`.
+    Returns:
+        What :func:`fma_attention` returns.
+
+    Raises:
+        ValueError: as :func:`fma_attention`, and if ``query_summaries`` is None.
     """
-    query, key, value, query_summaries, key_summaries, value_summaries = _autocast(
-        query, key, value, query_summaries, key_summaries, value_summaries
-    )
-    _check(query, key, value, hierarchy, key_padding_mask, num_global_tokens, dropout_p, backend)
-    require_like("query_summaries", query_summaries, "query", query, hierarchy.num_summaries)
-    require_like("key_summaries", key_summaries, "query", query, hierarchy.num_summaries)
-    require_like("value_summaries", value_summaries, "query", query, hierarchy.num_summaries)
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    if backend == "reference":
-        return reference.attention(
-            query, query_summaries, key, value, key_summaries, value_summaries, hierarchy, scale, group_bias,
-            key_padding_mask, num_global_tokens, dropout_p,
-        )  # fmt: skip
-    backend = choose("fma_linear_attention", backend, query)
-    if hierarchy.num_levels == 0:
-        return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
-    options = dict(mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p, backend=backend)
-    tokens = (x[:, :, num_global_tokens:] for x in (query, key, value))
-    result = attend(*tokens, query_summaries, key_summaries, value_summaries, hierarchy, **options)
-    return _with_global_tokens(result, query, key, value, scale, key_padding_mask, num_global_tokens, dropout_p)
+    require(query_summaries is not None, "query_summaries", None, "a tensor")
+    summaries = (key_summaries, value_summaries)
+    return fma_attention(query, key, value, *summaries, hierarchy, query_summaries=query_summaries, **options)
 
 
-def _with_global_tokens(result, query, key, value, scale, mask, num_global_tokens, dropout_p) -> Tensor:
-    """Add the global tokens, as queries and as keys, to the result (output, log-sum-exp) of the tokens of the grid."""
-    out, lse = result
-    if not num_global_tokens:
-        return out
+def _with_global_tokens(
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    mask: Tensor | None,
+    num_global_tokens: int,
+    dropout_p: float,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Add the global tokens, as queries and as keys, to the output and log-sum-exp of the tokens of the grid."""
     global_query, query = query.tensor_split([num_global_tokens], 2)
     global_out = _full_attention(global_query, key, value, scale, mask, dropout_p)
-    # The log-sum-exp says how the one softmax divides its weight between the global keys and all others.
-    key, value = (x[:, :, :num_global_tokens].to(lse.dtype) for x in (key, value))
     with torch.autocast(query.device.type, enabled=False):  # sums stay in the precision that they are made in
+        global_lse = None
+        if return_lse:
+            readable = 0.0 if mask is None else _readable(mask, key.shape[2]).to(lse.dtype).log()
+            global_lse = (global_query.to(lse.dtype) @ key.to(lse.dtype).mT * scale + readable).logsumexp(-1)
+        # The log-sum-exp says how the one softmax divides its weight between the global keys and all others.
+        key, value = (x[:, :, :num_global_tokens].to(lse.dtype) for x in (key, value))
         logits = query.to(lse.dtype) @ key.mT * scale
         read = F.dropout(logits.softmax(-1), dropout_p) @ value
-        share = torch.sigmoid(logits.logsumexp(-1) - lse)[..., None]
-        out = torch.lerp(out.to(lse.dtype), read, share).to(query.dtype)
-    return torch.cat([global_out, out], 2)
+        total = logits.logsumexp(-1)
+        out = torch.lerp(out.to(lse.dtype), read, torch.sigmoid(total - lse)[..., None]).to(query.dtype)
+        out = torch.cat([global_out, out], 2)
+        return out, torch.cat([global_lse, torch.logaddexp(total, lse)], 2) if return_lse else None
 
 
 def _full_attention(query, key, value, scale, mask, dropout_p, causal=False) -> Tensor:
-    if mask is None:
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=causal, scale=scale)
-    readable = F.pad(~mask, [key.shape[2] - mask.shape[1], 0], value=True)[:, None, None]  # global keys always
-    if causal:
-        readable = readable & torch.ones(*[query.shape[2]] * 2, dtype=torch.bool, device=query.device).tril()
-    return F.scaled_dot_product_attention(query, key, value, readable, dropout_p, scale=scale)
+    readable = None if mask is None else _readable(mask, key.shape[2], causal)
+    is_causal = causal and mask is None
+    return F.scaled_dot_product_attention(query, key, value, readable, dropout_p, is_causal, scale=scale)
 
 
-def _autocast(*tensors: Tensor) -> list[Tensor]:
+def _readable(mask: Tensor, length: int, causal: bool = False) -> Tensor:
+    """(B, 1, 1 or G + N, G + N) bool: the keys that a mask leaves; global keys always."""
+    readable = F.pad(~mask, [length - mask.shape[1], 0], value=True)[:, None, None]
+    return readable & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() if causal else readable
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """Under ``torch.autocast``, the inputs in its dtype, as PyTorch's own attention takes them."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [x.to(dtype) if x.dtype in (torch.float16, torch.bfloat16, torch.float32) else x for x in tensors]
+    dtype, cast = torch.get_autocast_dtype(device), (torch.float16, torch.bfloat16, torch.float32)
+    return [x.to(dtype) if x is not None and x.dtype in cast else x for x in tensors]
 
 
 def _check(query, key, value, hierarchy, mask, num_global_tokens, dropout_p, backend) -> None:
+    refuse_jit_trace()
     require(isinstance(hierarchy, Hierarchy), "hierarchy", hierarchy, "a Hierarchy")
     count = num_global_tokens
-    require(isinstance(count, int) and count >= 0, "num_global_tokens", count, "an integer >= 0")
-    require(not (count and hierarchy.causal), "num_global_tokens", count, "0 with a causal hierarchy")
+    require_num_global_tokens(count, hierarchy.causal)
     tokens = query
     if count:
         length = count + hierarchy.num_tokens

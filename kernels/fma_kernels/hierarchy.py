@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .caches import cached
 from .checks import require
 
 #: Slot of an index table that points nowhere.
@@ -44,6 +44,7 @@ class Hierarchy:
     grid: tuple[int, ...]
     cell_size: int
     rank: int = 1
+    _: KW_ONLY
     causal: bool = False
 
     def __post_init__(self):
@@ -59,6 +60,15 @@ class Hierarchy:
             self.cell_size % self.rank == 0, "rank", self.rank, f"a divisor of cell_size, which is {self.cell_size}"
         )
         require(not (self.causal and len(grid) > 1), "causal", self.causal, f"False on a grid of {len(grid)} axes")
+
+    def pack(self) -> tuple[list[int], int, int, bool]:
+        """The geometry as arguments that an operator of PyTorch takes; :meth:`unpack` is the inverse."""
+        return list(self.grid), self.cell_size, self.rank, self.causal
+
+    @classmethod
+    def unpack(cls, grid: Sequence[int], cell_size: int, rank: int, causal: bool) -> Hierarchy:
+        """The geometry that :meth:`pack` took apart."""
+        return cls(tuple(grid), cell_size, rank, causal=causal)
 
     # ------------------------------------------------------------------ sizes
 
@@ -91,7 +101,7 @@ class Hierarchy:
     @property
     def level_sizes(self) -> list[int]:
         """Number of summaries of each level, finest first."""
-        return [math.prod(self.summaries(level)) for level in self.levels]
+        return [math.prod(self.summary_grid(level)) for level in self.levels]
 
     @property
     def num_summaries(self) -> int:
@@ -102,14 +112,14 @@ class Hierarchy:
         """Side of a level-``level`` cell in tokens."""
         return self.cell_size * 2 ** (level - 1)
 
-    def cells(self, level: int) -> tuple[int, ...]:
+    def cell_grid(self, level: int) -> tuple[int, ...]:
         """Number of level-``level`` cells per axis (the last one may be partial)."""
         require(level >= 1, "level", level, "an integer >= 1")
         return tuple(-(-n // self.cell_width(level)) for n in self.grid)
 
-    def summaries(self, level: int) -> tuple[int, ...]:
+    def summary_grid(self, level: int) -> tuple[int, ...]:
         """Number of level-``level`` summaries per axis."""
-        return tuple(cells * self.rank for cells in self.cells(level))
+        return tuple(cells * self.rank for cells in self.cell_grid(level))
 
     # ------------------------------------------------------------------ who reads whom
 
@@ -127,7 +137,7 @@ class Hierarchy:
         return self._row(self.interaction_table(level), level, cell)
 
     def _row(self, table: Tensor, level: int, cell: Sequence[int]) -> list[tuple[int, ...]]:
-        cell, shape = tuple(cell), self.cells(level)
+        cell, shape = tuple(cell), self.cell_grid(level)
         inside = len(cell) == self.ndim and all(0 <= i < n for i, n in zip(cell, shape, strict=True))
         require(inside, "cell", cell, f"an index into the {shape} cells of level {level}")
         row = table[_flat(torch.tensor(cell), shape)]
@@ -178,7 +188,7 @@ def _table(hierarchy: Hierarchy, level: int, offsets: Tensor, parents_touch: boo
 
     With ``parents_touch``, a cell whose parent does not touch the parent of the first is left out as well.
     """
-    shape = hierarchy.cells(level)
+    shape = hierarchy.cell_grid(level)
     cell = _coordinates(shape)[:, None]
     other = cell + offsets
     valid = ((other >= 0) & (other < torch.tensor(shape))).all(-1)
@@ -194,20 +204,20 @@ def _offsets(hierarchy: Hierarchy, reach: int) -> tuple[Tensor, Tensor]:
     return offsets, offsets.abs().amax(1)
 
 
-@lru_cache(maxsize=64)
+@cached
 def _interaction_table(hierarchy: Hierarchy, level: int) -> Tensor:
     offsets, length = _offsets(hierarchy, reach=3)  # children of touching parents are at most 3 cells apart
     return _table(hierarchy, level, offsets[length > 1], parents_touch=True)
 
 
-@lru_cache(maxsize=64)
+@cached
 def _tables(hierarchy: Hierarchy) -> Tables:
     offsets, length = _offsets(hierarchy, reach=1)
     near = _table(hierarchy, 1, offsets[length.argsort(stable=True)], parents_touch=False)
-    finest = _coordinates(hierarchy.cells(1))
+    finest = _coordinates(hierarchy.cell_grid(1))
     far, offset = [torch.empty(len(finest), 0, dtype=torch.int64)], 0
     for level in hierarchy.levels:
-        shape = hierarchy.cells(level)
+        shape = hierarchy.cell_grid(level)
         rows = hierarchy.interaction_table(level)[_flat(finest >> (level - 1), shape)]
         far.append(torch.where(rows == EMPTY, EMPTY, rows + offset))
         offset += math.prod(shape)

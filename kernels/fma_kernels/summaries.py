@@ -1,8 +1,8 @@
-"""Learned summaries: what stands for the tokens of a far cell."""
+"""Learned summaries, which stand for the tokens of a far cell."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial, reduce
 
 import torch
@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backends.selection import BACKENDS, choose
-from .checks import require, require_mask, require_tokens
+from .cells import pad_to
+from .checks import refuse_jit_trace, require, require_mask, require_tokens
 from .hierarchy import Hierarchy
-from .layout import pad_to
 from .ops import contract, pool, summary_counts
 
 KINDS = ("nested", "direct", "mean")
@@ -27,7 +27,7 @@ class SummaryBasis(nn.Module):
       all levels together, and the number of weights does not depend on the input: a level beyond those that were
       built reuses the last one.
     * ``direct``: every level from its tokens, as published. Needs ``num_levels`` of the largest grid in advance.
-    * ``mean``: no weights.
+    * ``mean``: fixed means without parameters, at any number of levels.
 
     Weights of axis a (0 .. ndim-1) and level l (1, 2, ...) are the parameter ``axis{a}_level{l}``, with C =
     ``num_heads * head_dim`` channels (``head_dim`` with ``share_heads``):
@@ -43,6 +43,8 @@ class SummaryBasis(nn.Module):
     With ``causal_queries`` the basis serves the queries of causal FMA-linear: a sub-block pools only the tokens that
     end at its first token, with taps (1, cell_size / rank, C) at level 1 and (1, 2, C) above (nested), or
     (1, cell_size * 2**(l-1) / rank, C) (direct).
+
+    A ``nested`` basis loads a checkpoint of fewer levels: copies of its last level make the same function.
 
     Args:
         num_heads: number of attention heads H.
@@ -103,18 +105,53 @@ class SummaryBasis(nn.Module):
         """Set every weight to that of the mean of its sub-block."""
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter.copy_(_mean(parameter.shape, parameter.device))
+                parameter.copy_(_mean(*parameter.shape[:2], like=parameter).expand_as(parameter))
 
-    def weight(self, axis: int, level: int) -> Tensor:
-        """Weights that make ``level`` along ``axis``, by head: (H or 1, outputs, inputs, d)."""
+    def weight(self, axis: int, level: int, like: Tensor | None = None) -> Tensor:
+        """Weights that make ``level`` along ``axis``, by head: (H or 1, outputs, inputs, d).
+
+        Args:
+            axis: axis of the grid, from 0.
+            level: 1 from tokens; above, from the level below (``direct``: from tokens).
+            like: the weights of ``mean``, which have no place of their own, get its device and its dtype, but float32
+                at least. The default is float32 on the CPU. Other kinds ignore it.
+        """
+        if self.kind == "mean":
+            outputs, inputs, _ = self._shape(level)
+            return _mean(outputs, inputs, like).expand(outputs, inputs, self.head_dim)[None]
         weight = getattr(self, self._name(axis, min(level, self.num_levels)))
         return weight.unflatten(-1, (-1, self.head_dim)).permute(2, 0, 1, 3)
+
+    def contract(self, x: Tensor, axis: int, level: int) -> Tensor:
+        """Make ``level`` along one axis of a grid (B, H, *grid, d), of which cells divide that axis.
+
+        Args:
+            x: what lies below, tokens or summaries.
+            axis: axis of the grid, from 0.
+            level: the level.
+
+        Returns:
+            The grid with the summaries on that axis, in float32 or better where the weights are.
+        """
+        if self.kind != "mean":
+            return contract(x, self.weight(axis, level), axis)
+        outputs, inputs, _ = self._shape(level)  # block by block: most of the weights would be zeros
+        return x.to(_wide(x)).unflatten(2 + axis, (-1, inputs // outputs)).mean(3 + axis)
 
     def unread(self, hierarchy: Hierarchy) -> Iterator[nn.Parameter]:
         """Parameters that :func:`aggregate` does not read on this geometry: those of levels that it does not have."""
         for level in range(hierarchy.num_levels + 1, self.num_levels + 1):
             for axis in range(self.ndim):
                 yield getattr(self, self._name(axis, level))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        if self.kind == "nested":
+            for level in range(3, self.num_levels + 1):
+                for axis in range(self.ndim):
+                    below = prefix + self._name(axis, level - 1)
+                    if below in state_dict:
+                        state_dict.setdefault(prefix + self._name(axis, level), state_dict[below])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return (
@@ -124,17 +161,22 @@ class SummaryBasis(nn.Module):
         )
 
 
-def _mean(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Weights (outputs, inputs, channels) of the mean of each sub-block."""
-    outputs, inputs, _ = shape
+def _mean(outputs: int, inputs: int, like: Tensor | None = None) -> Tensor:
+    """Weights (outputs, inputs, 1) of the mean of each sub-block."""
+    dtype, device = (torch.float32, None) if like is None else (_wide(like), like.device)
     block = inputs // outputs
-    return (torch.eye(outputs, device=device) / block).repeat_interleave(block, 1)[..., None].expand(*shape)
+    return (torch.eye(outputs, dtype=dtype, device=device) / block).repeat_interleave(block, 1)[..., None]
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def aggregate(
     x: Tensor,
     basis: SummaryBasis,
     hierarchy: Hierarchy,
+    *,
     key_padding_mask: Tensor | None = None,
     queries: bool = False,
     backend: str = "auto",
@@ -164,6 +206,9 @@ def aggregate(
         ValueError: shapes, dtypes or devices do not fit together, the basis belongs to another geometry, a
             ``direct`` basis has too few levels, or ``backend`` cannot do it.
     """
+    refuse_jit_trace()
+    require(isinstance(hierarchy, Hierarchy), "hierarchy", hierarchy, "a Hierarchy")
+    require(isinstance(basis, SummaryBasis), "basis", basis, "a SummaryBasis")
     require_tokens("x", x, hierarchy.grid)
     _check_basis(basis, x, hierarchy, queries)
     require_mask(key_padding_mask, x)
@@ -173,7 +218,7 @@ def aggregate(
     if not hierarchy.num_levels:
         return x[:, :, :0]
     if fused:
-        weights = _cell_weights(basis, hierarchy, x.device)
+        weights = _cell_weights(basis, hierarchy, x)
         return pool(x, *weights, hierarchy, key_padding_mask, basis.causal_queries)
     if key_padding_mask is not None:
         x = x.masked_fill(key_padding_mask[:, None, :, None], 0)
@@ -182,13 +227,13 @@ def aggregate(
 
 def _aggregate_by_axis(x: Tensor, basis: SummaryBasis, hierarchy: Hierarchy, key_padding_mask: Tensor | None) -> Tensor:
     """Level by level, and in a level axis by axis."""
-    tokens = pad_to(x.unflatten(2, hierarchy.grid), [n * hierarchy.cell_size for n in hierarchy.cells(1)])
+    tokens = pad_to(x.unflatten(2, hierarchy.grid), [n * hierarchy.cell_size for n in hierarchy.cell_grid(1)])
     levels, below = [], tokens
     for level in hierarchy.levels:
         if level > 1:
             below = tokens if basis.kind == "direct" else levels[-1]
             unit = hierarchy.cell_width(level) if basis.kind == "direct" else 2 * hierarchy.rank
-            below = pad_to(below, [n * unit for n in hierarchy.cells(level)])
+            below = pad_to(below, [n * unit for n in hierarchy.cell_grid(level)])
         levels.append(_pool(below, basis, hierarchy, level))
     levels = [level.flatten(2, -2) for level in levels]
     if not basis.causal_queries:
@@ -203,30 +248,19 @@ def _pool(x: Tensor, basis: SummaryBasis, hierarchy: Hierarchy, level: int) -> T
     """One level's summaries (B, H, *summaries, d) from a padded grid (B, H, *grid, d) of what lies below."""
     if basis.causal_queries:
         # A window of w entries that ends at the first entry of its block is a block of the input delayed by w - 1.
-        delay = x.shape[2] // hierarchy.summaries(level)[0] - 1
+        delay = x.shape[2] // hierarchy.summary_grid(level)[0] - 1
         x = F.pad(x, [0, 0, delay, -delay])
     for axis in reversed(range(hierarchy.ndim)):  # the last axis first: it reads the tokens in memory order
-        if basis.kind == "mean":
-            blocks = (hierarchy.summaries(level)[axis], -1)
-            x = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(2 + axis, blocks).mean(3 + axis)
-        else:
-            x = contract(x, basis.weight(axis, level), axis)
+        x = basis.contract(x, axis, level)
     return x
 
 
-def _cell_weights(basis: SummaryBasis, hierarchy: Hierarchy, device: torch.device) -> tuple[Tensor, Tensor]:
+def _cell_weights(basis: SummaryBasis, hierarchy: Hierarchy, like: Tensor) -> tuple[Tensor, Tensor]:
     """Weights of whole cells, the products of those of the axes, as :func:`fma_kernels.ops.pool` takes them."""
-
-    def along(axis: int, level: int) -> Tensor:
-        if basis.kind != "mean":
-            return basis.weight(axis, level)
-        outputs, inputs, _ = basis._shape(level)
-        return _mean((outputs, inputs, basis.head_dim), device)[None]
-
     # One level above the first is needed even where it makes nothing.
     above = range(2, max(2, min(hierarchy.num_levels, basis.num_levels)) + 1)
-    lowest = [along(axis, 1) for axis in range(basis.ndim)]
-    upper = [torch.stack([along(axis, level) for level in above]) for axis in range(basis.ndim)]
+    lowest = [basis.weight(axis, 1, like) for axis in range(basis.ndim)]
+    upper = [torch.stack([basis.weight(axis, level, like) for level in above]) for axis in range(basis.ndim)]
     upper = [weight.unflatten(-2, (2, -1)) for weight in upper]  # inputs by child
     weight = reduce(partial(_combine, kinds=2), lowest)
     upper = reduce(partial(_combine, kinds=3), upper).flatten(-3, -2)

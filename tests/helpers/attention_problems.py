@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from fma_kernels import Hierarchy, SummaryBasis, aggregate, fma_attention, fma_linear_attention
+from fma_kernels import Hierarchy, SummaryBasis, aggregate, fma_attention
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Problem:
     bases: list[SummaryBasis]
     mask: torch.Tensor | None
     group_bias: bool
-    linear: bool
+    attends: str
     num_global_tokens: int = 0
 
     @property
@@ -28,15 +28,15 @@ class Problem:
         query, key, value = self.tensors
         query_basis, key_basis, value_basis = self.bases
         queries, keys, values = (x[:, :, self.num_global_tokens :] for x in self.tensors)
-        summaries = [
-            aggregate(x, basis, self.hierarchy, self.mask) for x, basis in ((keys, key_basis), (values, value_basis))
-        ]
-        function = fma_attention
-        if self.linear:
-            summaries.insert(0, aggregate(queries, query_basis, self.hierarchy, self.mask, queries=True))
-            function = fma_linear_attention
-        return function(
-            query, key, value, *summaries, self.hierarchy, group_bias=self.group_bias, key_padding_mask=self.mask,
+        summaries, mask = [None, None], dict(key_padding_mask=self.mask)
+        if self.attends != "near":
+            summaries = [
+                aggregate(x, basis, self.hierarchy, **mask) for x, basis in ((keys, key_basis), (values, value_basis))
+            ]
+        if self.attends == "fma_linear":
+            options["query_summaries"] = aggregate(queries, query_basis, self.hierarchy, **mask, queries=True)
+        return fma_attention(
+            query, key, value, *summaries, self.hierarchy, group_bias=self.group_bias, **mask,
             num_global_tokens=self.num_global_tokens, backend=backend, **options,
         )  # fmt: skip
 
@@ -48,7 +48,7 @@ def make_problem(
     share_heads=False,
     masked=False,
     group_bias=True,
-    linear=False,
+    attends="fma",
     num_global_tokens=0,
     batch=2,
     heads=2,
@@ -72,7 +72,7 @@ def make_problem(
     length = num_global_tokens + hierarchy.num_tokens
     tensors = [random(batch, heads, length, dim).requires_grad_() for _ in range(3)]
     mask = torch.rand(batch, hierarchy.num_tokens, generator=generator) < 0.3 if masked else None
-    return Problem(hierarchy, tensors, bases, mask, group_bias, linear, num_global_tokens)
+    return Problem(hierarchy, tensors, bases, mask, group_bias, attends, num_global_tokens)
 
 
 @st.composite
@@ -80,13 +80,13 @@ def problems(draw, **fixed):
     ndim = draw(st.sampled_from([1, 1, 2, 3]))
     grid = tuple(draw(st.integers(1, {1: 90, 2: 17, 3: 8}[ndim])) for _ in range(ndim))
     rank = draw(st.integers(1, 2))
-    hierarchy = Hierarchy(grid, rank * draw(st.integers(1, 2)), rank, ndim == 1 and draw(st.booleans()))
+    hierarchy = Hierarchy(grid, rank * draw(st.integers(1, 2)), rank, causal=ndim == 1 and draw(st.booleans()))
     options = dict(
         kind=draw(st.sampled_from(["nested", "direct", "mean"])),
         share_heads=draw(st.booleans()),
         masked=draw(st.booleans()),
         group_bias=draw(st.booleans()),
-        linear=draw(st.booleans()),
+        attends=draw(st.sampled_from(["near", "fma", "fma_linear"])),
         num_global_tokens=0 if hierarchy.causal else draw(st.sampled_from([0, 1, 3])),
         batch=draw(st.integers(1, 2)),
         heads=draw(st.integers(1, 2)),

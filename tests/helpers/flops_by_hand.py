@@ -42,12 +42,12 @@ def pairs_of_cells(grid: tuple[int, int], cell: int) -> int:
         return math.prod(min(width, n - i * width) for i, n in zip(index, grid, strict=True))
 
     pairs = 0
-    finest = list(itertools.product(*map(range, hierarchy.cells(1))))
+    finest = list(itertools.product(*map(range, hierarchy.cell_grid(1))))
     for query, key in itertools.product(finest, finest):
         if max(abs(i - j) for i, j in zip(query, key, strict=True)) <= 1:
             pairs += tokens(1, query) * tokens(1, key)
     for level in range(1, hierarchy.num_levels + 1):
-        for query in itertools.product(*map(range, hierarchy.cells(level))):
+        for query in itertools.product(*map(range, hierarchy.cell_grid(level))):
             pairs += tokens(level, query) * len(hierarchy.interaction_list(level, query))
     return pairs
 
@@ -80,7 +80,7 @@ def nested_summaries(hierarchy: Hierarchy) -> int:
     made, rank = 0, hierarchy.rank
     for level in hierarchy.levels:
         unit = hierarchy.cell_size if level == 1 else 2 * rank
-        grid = [cells * unit for cells in hierarchy.cells(level)]  # partial cells are filled up with zeros
+        grid = [cells * unit for cells in hierarchy.cell_grid(level)]  # partial cells are filled up with zeros
         for axis in reversed(range(hierarchy.ndim)):
             grid[axis] = grid[axis] // unit * rank
             made += math.prod(grid) * unit

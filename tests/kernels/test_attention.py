@@ -6,23 +6,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.attention_problems import make_problem, problems
+from helpers.tensors import LargestTensor, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fma_kernels import Hierarchy, SummaryBasis, aggregate, fma_attention, fma_linear_attention
-from fma_kernels.backends import torch_attention
-from fma_kernels.backends.call import Geometry, Options
+from fma_kernels.backends.level_pass import LevelPass, Options
+from fma_kernels.backends.reference import _membership
+from fma_kernels.backends.torch import attention as blockwise
 
-BOTH = pytest.mark.parametrize("linear", [False, True], ids=["fma", "fma_linear"])
-
-
-def random(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+ALL = pytest.mark.parametrize("attends", ["near", "fma", "fma_linear"])
+WITH_SUMMARIES = pytest.mark.parametrize("attends", ["fma", "fma_linear"])
 
 
 def not_causal(problem):
     return not problem.hierarchy.causal
+
+
+def has_summaries(problem):
+    return problem.attends != "near"
 
 
 def gradients(problem, backend):
@@ -53,16 +55,16 @@ def test_outputs_and_all_gradients_equal_the_dense_definition(problem):
     ],
 )
 @pytest.mark.parametrize("masked", [False, True])
-@BOTH
-def test_awkward_shapes_equal_the_dense_definition(grid, cell_size, rank, causal, masked, linear):
-    problem = make_problem(Hierarchy(grid, cell_size, rank, causal), masked=masked, linear=linear)
+@ALL
+def test_awkward_shapes_equal_the_dense_definition(grid, cell_size, rank, causal, masked, attends):
+    problem = make_problem(Hierarchy(grid, cell_size, rank, causal=causal), masked=masked, attends=attends)
     for mine, theirs in zip(gradients(problem, "torch"), gradients(problem, "reference"), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_many_chunks_equal_one(monkeypatch):
     """The work is cut into chunks that end anywhere: at 40 numbers each, every cell is a chunk of its own."""
-    from fma_kernels.backends import chunks
+    from fma_kernels.backends.torch import chunks
 
     problem = make_problem(Hierarchy((9, 14), 2, 1), masked=True)
     expected = gradients(problem, "torch")
@@ -75,18 +77,18 @@ def test_many_chunks_equal_one(monkeypatch):
 
 
 @pytest.mark.parametrize(("grid", "causal"), [((11,), False), ((21,), True), ((5, 6), False)])
-@BOTH
-def test_gradcheck(grid, causal, linear):
-    problem = make_problem(Hierarchy(grid, 2, 1, causal), linear=linear, batch=1, heads=1, dim=2)
+@ALL
+def test_gradcheck(grid, causal, attends):
+    problem = make_problem(Hierarchy(grid, 2, 1, causal=causal), attends=attends, batch=1, heads=1, dim=2)
     assert problem.hierarchy.num_levels >= 1
     assert torch.autograd.gradcheck(lambda *_: problem.attention("torch"), problem.leaves)
 
 
 @pytest.mark.parametrize(("grid", "causal"), [((16,), False), ((13,), True), ((14, 9), False), ((5, 8, 6), False)])
 @pytest.mark.parametrize("masked", [False, True])
-@BOTH
-def test_without_far_levels_it_is_full_attention(grid, causal, masked, linear):
-    problem = make_problem(Hierarchy(grid, 8, 2, causal), masked=masked, linear=linear)
+@ALL
+def test_without_far_levels_it_is_full_attention(grid, causal, masked, attends):
+    problem = make_problem(Hierarchy(grid, 8, 2, causal=causal), masked=masked, attends=attends)
     assert problem.hierarchy.num_levels == 0
     readable = torch.ones(problem.hierarchy.num_tokens, problem.hierarchy.num_tokens, dtype=torch.bool)
     readable = (readable.tril() if causal else readable).expand(2, 1, -1, -1)
@@ -99,7 +101,7 @@ def test_without_far_levels_it_is_full_attention(grid, causal, masked, linear):
 
 
 @settings(max_examples=40)
-@given(problems(kind="mean", group_bias=True, num_global_tokens=0))
+@given(problems(kind="mean", group_bias=True, num_global_tokens=0).filter(has_summaries))
 def test_constant_keys_give_full_attention_on_any_shape(problem):
     """With equal keys all tokens weigh the same, and summaries that are means lose nothing."""
     query, key, value = problem.tensors
@@ -114,41 +116,43 @@ def test_constant_keys_give_full_attention_on_any_shape(problem):
     if problem.mask is not None:
         weights = weights * ~problem.mask[:, None, None]
     expected = weights / weights.sum(-1, keepdim=True).clamp(min=1) @ value
-    if problem.linear:
+    if problem.attends == "fma_linear":
         problem.tensors[0] = query[:, :, :1].expand_as(query)  # query summaries pool the queries as well
         if problem.hierarchy.causal:
             # They pool zeros before the start, so only constant logits of zero are constant for all of them.
             problem.tensors[0] = torch.zeros_like(query)
-    if problem.linear and problem.mask is not None:
+    if problem.attends == "fma_linear" and problem.mask is not None:
         problem.tensors[0] = torch.zeros_like(query)
     torch.testing.assert_close(problem.attention("torch"), expected)
 
 
-@BOTH
+@WITH_SUMMARIES
 @pytest.mark.parametrize("kind", ["nested", "direct", "mean"])
 @pytest.mark.parametrize("rank", [1, 2, 4])
-def test_causal_outputs_do_not_depend_on_later_tokens(linear, kind, rank):
-    problem = make_problem(Hierarchy((71,), 4, rank, True), kind=kind, linear=linear)
+def test_causal_outputs_do_not_depend_on_later_tokens(attends, kind, rank):
+    problem = make_problem(Hierarchy((71,), 4, rank, causal=True), kind=kind, attends=attends)
     out = problem.attention("torch")
     for i in range(0, 71, 7):
         grads = torch.autograd.grad(out[:, :, i].sum(), problem.tensors, retain_graph=True)
         for x in grads:
             assert torch.count_nonzero(x[:, :, i + 1 :]) == 0
-        assert torch.count_nonzero(grads[2][:, :, : i + 1]) == grads[2][:, :, : i + 1].numel() or kind != "mean"
+        # It does depend on every earlier value, through whatever summary: random weights are never 0.
+        earlier = grads[2][:, :, : i + 1]
+        assert torch.count_nonzero(earlier) == earlier.numel()
 
 
 @settings(max_examples=30)
-@given(st.integers(1, 60), st.integers(1, 60), st.booleans(), st.sampled_from([1, 2]))
-def test_a_prefix_of_a_causal_input_gives_the_prefix_of_the_output(n, more, linear, rank):
-    whole = make_problem(Hierarchy((n + more,), 2, rank, True), linear=linear)
-    part = make_problem(Hierarchy((n,), 2, rank, True), linear=linear)
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(["near", "fma", "fma_linear"]), st.sampled_from([1, 2]))
+def test_a_prefix_of_a_causal_input_gives_the_prefix_of_the_output(n, more, attends, rank):
+    whole = make_problem(Hierarchy((n + more,), 2, rank, causal=True), attends=attends)
+    part = make_problem(Hierarchy((n,), 2, rank, causal=True), attends=attends)
     part.tensors, part.bases = [x[:, :, :n] for x in whole.tensors], whole.bases
     torch.testing.assert_close(part.attention("torch"), whole.attention("torch")[:, :, :n])
 
 
-@BOTH
-def test_masked_tokens_have_no_influence(linear):
-    problem = make_problem(Hierarchy((45,), 4, 2), masked=True, linear=linear)
+@ALL
+def test_masked_tokens_have_no_influence(attends):
+    problem = make_problem(Hierarchy((45,), 4, 2), masked=True, attends=attends)
     out = problem.attention("torch")
     noisy = [x.detach() + 100 * problem.mask[:, None, :, None] for x in problem.tensors]
     problem.tensors = noisy
@@ -156,10 +160,10 @@ def test_masked_tokens_have_no_influence(linear):
     torch.testing.assert_close(problem.attention("torch")[kept], out[kept])
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("backend", ["torch", "reference"])
-def test_a_sequence_of_padding_gives_zeros_and_finite_gradients(linear, backend):
-    problem = make_problem(Hierarchy((40,), 4, 2), linear=linear)
+def test_a_sequence_of_padding_gives_zeros_and_finite_gradients(attends, backend):
+    problem = make_problem(Hierarchy((40,), 4, 2), attends=attends)
     problem.mask = torch.zeros(2, 40, dtype=torch.bool)
     problem.mask[1] = True
     out = problem.attention(backend)
@@ -170,9 +174,9 @@ def test_a_sequence_of_padding_gives_zeros_and_finite_gradients(linear, backend)
 
 @pytest.mark.parametrize("grid", [(16,), (14, 9)])
 @pytest.mark.parametrize("masked", [False, True])
-@BOTH
-def test_with_global_tokens_and_without_far_levels_it_is_full_attention(grid, masked, linear):
-    problem = make_problem(Hierarchy(grid, 8, 2), masked=masked, linear=linear, num_global_tokens=2)
+@ALL
+def test_with_global_tokens_and_without_far_levels_it_is_full_attention(grid, masked, attends):
+    problem = make_problem(Hierarchy(grid, 8, 2), masked=masked, attends=attends, num_global_tokens=2)
     assert problem.hierarchy.num_levels == 0
     readable = F.pad(~problem.mask, [2, 0], value=True)[:, None, None] if masked else None
     expected = F.scaled_dot_product_attention(*problem.tensors, attn_mask=readable)
@@ -191,11 +195,13 @@ def test_global_tokens_get_full_attention(problem):
 
 
 @settings(max_examples=30)
-@given(problems(kind="mean", group_bias=True, masked=True, num_global_tokens=3).filter(not_causal))
+@given(
+    problems(kind="mean", group_bias=True, masked=True, num_global_tokens=3).filter(not_causal).filter(has_summaries)
+)
 def test_constant_keys_give_full_attention_with_global_tokens(problem):
     """Global and other tokens weigh the same then, and what is masked weighs nothing."""
     query, key, value = problem.tensors
-    if problem.linear:
+    if problem.attends == "fma_linear":
         query = torch.zeros_like(query)
     problem.tensors = [query, key[:, :, :1].expand_as(key), value]
     weights = F.pad(~problem.mask, [3, 0], value=True).double()[:, None, None]
@@ -203,10 +209,10 @@ def test_constant_keys_give_full_attention_with_global_tokens(problem):
     torch.testing.assert_close(problem.attention("torch"), expected)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("backend", ["torch", "reference"])
-def test_among_padding_only_global_tokens_are_read(linear, backend):
-    problem = make_problem(Hierarchy((40,), 4, 2), linear=linear, num_global_tokens=2)
+def test_among_padding_only_global_tokens_are_read(attends, backend):
+    problem = make_problem(Hierarchy((40,), 4, 2), attends=attends, num_global_tokens=2)
     problem.mask = torch.zeros(2, 40, dtype=torch.bool)
     problem.mask[1] = True
     out = problem.attention(backend)
@@ -216,10 +222,10 @@ def test_among_padding_only_global_tokens_are_read(linear, backend):
         assert grad is None or grad.isfinite().all()
 
 
-@BOTH
-def test_global_tokens_keep_the_low_precision_of_the_others(linear):
+@WITH_SUMMARIES
+def test_global_tokens_keep_the_low_precision_of_the_others(attends):
     """At most twice the error of PyTorch's own attention, as without them."""
-    problem = make_problem(Hierarchy((19, 22), 4, 2), linear=linear, dim=16, num_global_tokens=2)
+    problem = make_problem(Hierarchy((19, 22), 4, 2), attends=attends, dim=16, num_global_tokens=2)
     problem.tensors = [x.detach().bfloat16() for x in problem.tensors]
     full = F.scaled_dot_product_attention(*(x.double() for x in problem.tensors))
     allowed = 2 * (F.scaled_dot_product_attention(*problem.tensors).double() - full).abs().max()
@@ -229,35 +235,49 @@ def test_global_tokens_keep_the_low_precision_of_the_others(linear):
     assert (out.double() - problem.attention("reference")).abs().max() <= allowed
 
 
-@BOTH
-def test_group_bias_off_reads_a_summary_like_a_token(linear):
-    problem = make_problem(Hierarchy((45,), 4, 2), linear=linear)
-    with_bias = problem.attention("torch")
-    problem.group_bias = False
-    assert not torch.allclose(with_bias, problem.attention("torch"))
+@WITH_SUMMARIES
+def test_group_bias_off_reads_a_summary_like_a_token(attends):
+    """With logits of 0, all that a query reads weighs the same: the output is a mean over tokens and summaries."""
+    problem = make_problem(Hierarchy((45,), 4, 2), kind="mean", attends=attends, group_bias=False)
+    query, key, value = (x.detach() for x in problem.tensors)
+    problem.tensors = [torch.zeros_like(query), key, value]
+    hierarchy, basis = problem.hierarchy, problem.bases[2]
+    rows = torch.cat([value, aggregate(value, basis, hierarchy)], 2)
+    tables, expected = hierarchy.tables(), []
+    for i in range(45):
+        near = [j for cell in tables.near[i // 4].tolist() if cell >= 0 for j in range(4 * cell, min(4 * cell + 4, 45))]
+        far = [45 + 2 * cell + s for cell in tables.far[i // 4].tolist() if cell >= 0 for s in range(2)]
+        counts = F.pad(aggregate(torch.ones_like(value), basis, hierarchy)[0, 0, :, 0], [45, 0], value=1.0)
+        expected.append(rows[:, :, [j for j in near + far if counts[j] > 0]].mean(2))
+    torch.testing.assert_close(problem.attention("torch"), torch.stack(expected, 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("grid", "causal"), [((113,), True), ((113,), False), ((19, 22), False)])
-@BOTH
-def test_low_precision_is_as_good_as_pytorch_attention(dtype, grid, causal, linear):
+@ALL
+def test_low_precision_is_as_good_as_pytorch_attention(dtype, grid, causal, attends):
     """At most twice the error that PyTorch's own low-precision attention makes on such inputs."""
-    hierarchy = Hierarchy(grid, 4, 2, causal)
-    tensors = [random(1, 2, hierarchy.num_tokens, 16, seed=i).to(dtype) for i in range(3)]
-    tensors += [random(1, 2, hierarchy.num_summaries, 16, seed=i).to(dtype) for i in range(3, 6 if linear else 5)]
-    function = fma_linear_attention if linear else fma_attention
-    out = function(*tensors, hierarchy)
+    hierarchy = Hierarchy(grid, 4, 2, causal=causal)
+    tokens = [random(1, 2, hierarchy.num_tokens, 16, seed=i).to(dtype) for i in range(3)]
+    far = [random(1, 2, hierarchy.num_summaries, 16, seed=i).to(dtype) for i in (3, 4, 5)]
+    query = dict(query_summaries=far.pop(0)) if attends == "fma_linear" else {}
+    summaries = [None, None] if attends == "near" else far[:2]
+    out = fma_attention(*tokens, *summaries, hierarchy, **query)
     assert out.dtype == dtype
-    expected = function(*(x.double() for x in tensors), hierarchy, backend="reference")
-    full = F.scaled_dot_product_attention(*(x.double() for x in tensors[:3]), is_causal=causal)
-    theirs = F.scaled_dot_product_attention(*tensors[:3], is_causal=causal)
+    wide = [None if x is None else x.double() for x in (*tokens, *summaries)]
+    query = {name: x.double() for name, x in query.items()}
+    expected = fma_attention(*wide, hierarchy, **query, backend="reference")
+    near = dict(attn_mask=_membership(hierarchy, out.device)[0])
+    readable = near if attends == "near" else dict(is_causal=causal)
+    full = F.scaled_dot_product_attention(*wide[:3], **readable)
+    theirs = F.scaled_dot_product_attention(*tokens, **readable)
     allowed = 2 * (theirs.double() - full).abs().max() + torch.finfo(dtype).tiny
     assert (out.double() - expected).abs().max() <= allowed
 
 
-@BOTH
-def test_autocast_computes_in_its_dtype(linear):
-    problem = make_problem(Hierarchy((50,), 4, 2), linear=linear)
+@ALL
+def test_autocast_computes_in_its_dtype(attends):
+    problem = make_problem(Hierarchy((50,), 4, 2), attends=attends)
     problem.tensors = [x.detach().float() for x in problem.tensors]
     for basis in problem.bases:
         basis.float()
@@ -268,10 +288,10 @@ def test_autocast_computes_in_its_dtype(linear):
     torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
 
 
-@BOTH
-def test_training_goes_on_after_inference_mode(linear):
+@ALL
+def test_training_goes_on_after_inference_mode(attends):
     """What is remembered per geometry is made at the first call, whatever mode that is in."""
-    problem = make_problem(Hierarchy((53,), 4, 2), linear=linear)
+    problem = make_problem(Hierarchy((53,), 4, 2), attends=attends)
     with torch.inference_mode():
         expected = problem.attention("torch").clone()
     out = problem.attention("torch")
@@ -282,11 +302,12 @@ def test_training_goes_on_after_inference_mode(linear):
 @pytest.mark.parametrize(
     ("hierarchy", "options"),
     [
-        (Hierarchy((37,), 4, 2), dict(linear=False)),
-        (Hierarchy((37,), 4, 2), dict(linear=True)),
+        (Hierarchy((37,), 4, 2), dict(attends="fma")),
+        (Hierarchy((37,), 4, 2), dict(attends="fma_linear")),
+        (Hierarchy((37,), 4, 2), dict(attends="near")),
         (Hierarchy((7,), 2, 1), dict(num_global_tokens=2, dim=2)),
     ],
-    ids=["fma", "fma_linear", "global"],
+    ids=["fma", "fma_linear", "near", "global"],
 )
 def test_dropout_keeps_the_expectation_and_its_gradient_is_that_of_the_same_draw(hierarchy, options):
     problem = make_problem(hierarchy, batch=1, heads=1, **options)
@@ -305,17 +326,45 @@ def test_dropout_keeps_the_expectation_and_its_gradient_is_that_of_the_same_draw
     assert torch.autograd.gradcheck(same_draw, problem.tensors)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Size of the largest tensor that any operation returns."""
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize(("grid", "causal"), [((45,), False), ((45,), True), ((14, 9), False)])
+def test_the_near_field_alone_is_full_attention_among_touching_cells(backend, grid, causal):
+    problem = make_problem(Hierarchy(grid, 3, causal=causal), masked=True, attends="near")
+    problem.mask[:, 0] = False
+    cell = torch.cartesian_prod(*(torch.arange(n) // 3 for n in grid)).view(-1, len(grid))
+    readable = (cell[:, None] - cell[None]).abs().amax(-1) <= 1
+    readable = (readable.tril() if causal else readable) & ~problem.mask[:, None, None]
+    empty = ~readable.any(-1, keepdim=True)
+    expected = F.scaled_dot_product_attention(*problem.tensors, attn_mask=readable | empty).masked_fill(empty, 0)
+    torch.testing.assert_close(problem.attention(backend), expected)
 
-    numel = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(x, torch.Tensor):
-                self.numel = max(self.numel, x.numel())
-        return result
+@settings(max_examples=40)
+@given(problems())
+def test_the_log_sum_exp_and_its_gradients_are_those_of_the_dense_definition(problem):
+    results = []
+    for backend in ("torch", "reference"):
+        out, lse = problem.attention(backend, return_lse=True)
+        torch.testing.assert_close(out, problem.attention(backend))
+        finite = lse.masked_fill(lse == -math.inf, 0)
+        grads = torch.autograd.grad((finite * random(*lse.shape)).sum(), problem.leaves, allow_unused=True)
+        grads = [torch.zeros_like(x) if g is None else g for x, g in zip(problem.leaves, grads, strict=True)]
+        results.append([lse, *grads])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+@ALL
+@pytest.mark.parametrize("grid", [(16,), (45,)])
+def test_the_log_sum_exp_is_in_float32_at_least(attends, grid):
+    problem = make_problem(Hierarchy(grid, 8, 2), attends=attends, num_global_tokens=2)
+    exact = problem.attention("reference", return_lse=True)[1]
+    problem.tensors = [x.detach().bfloat16() for x in problem.tensors]
+    problem.bases = [basis.bfloat16() for basis in problem.bases]
+    for backend in ("torch", "reference"):
+        lse = problem.attention(backend, return_lse=True)[1]
+        assert lse.dtype == torch.float32 and lse.shape == exact.shape
+        torch.testing.assert_close(lse.double(), exact, rtol=0.05, atol=0.05)
 
 
 def test_memory_grows_linearly():
@@ -324,10 +373,10 @@ def test_memory_grows_linearly():
         hierarchy = Hierarchy((n,), 64, 4)
         x, s = torch.randn(1, 1, n, 4), torch.randn(1, 1, hierarchy.num_summaries, 4)
         options = Options(0.5, True, None, None, None, 0.0, None)
-        geometry = Geometry(hierarchy, 0, True)
+        level_pass = LevelPass(hierarchy, 0, far=True)
         with LargestTensor() as largest:
-            out, lse = torch_attention.forward(geometry, x, [x, s], [x, s], options)
-            torch_attention.backward(geometry, out, torch.zeros_like(lse), out, lse, x, [x, s], [x, s], options)
+            out, lse = blockwise.forward(level_pass, x, [x, s], [x, s], options)
+            blockwise.backward(level_pass, out, torch.zeros_like(lse), out, lse, x, [x, s], [x, s], options)
         assert x.numel() <= largest.numel <= max(16 * n, 2**22)
 
 
@@ -340,7 +389,7 @@ def test_causal_linear_query_summaries_pool_backwards():
     expected = []
     for level in hierarchy.levels:
         width = hierarchy.cell_width(level) // 2
-        for start in range(0, hierarchy.summaries(level)[0] * width, width):
+        for start in range(0, hierarchy.summary_grid(level)[0] * width, width):
             window = x[0, 0, max(0, start - width + 1) : min(start + 1, 32), 0] if start < 32 else x[0, 0, :0, 0]
             expected.append(window.sum() / width)
     # Sub-blocks that start beyond the grid belong to no token.
@@ -362,7 +411,7 @@ def test_causal_linear_query_summaries_pool_backwards():
         (dict(query=torch.zeros(2, 42, 4)), r"query.shape=\(2, 42, 4\).*2 global tokens and the 40"),
         (dict(key=torch.zeros(2, 2, 40, 4)), r"key.shape=\(2, 2, 40, 4\).*\(2, 2, 42, 4\)"),
         (dict(key_padding_mask=torch.zeros(2, 42, dtype=torch.bool)), r"key_padding_mask.shape=\(2, 42\).*\(2, 40\)"),
-        (dict(hierarchy=Hierarchy((40,), 4, 2, causal=True)), "num_global_tokens=2.*0 with a causal hierarchy"),
+        (dict(hierarchy=Hierarchy((40,), 4, 2, causal=True)), "num_global_tokens=2.*0 with causal=True"),
     ],
 )
 def test_bad_global_tokens_are_refused_by_name(change, message):
@@ -399,15 +448,33 @@ GOOD = dict(scale=None, group_bias=True, key_padding_mask=None, dropout_p=0.0, b
         (dict(hierarchy=(40,)), "hierarchy=.*a Hierarchy"),
     ],
 )
-@BOTH
-def test_bad_input_is_refused_by_name(change, message, linear):
+@pytest.mark.parametrize("function", [fma_attention, fma_linear_attention])
+def test_bad_input_is_refused_by_name(change, message, function):
     hierarchy = Hierarchy((40,), 4, 2)
     tokens, summaries = torch.zeros(2, 2, 40, 4), torch.zeros(2, 2, hierarchy.num_summaries, 4)
     arguments = dict(query=tokens, key=tokens, value=tokens)
-    function = fma_attention
-    if linear:
-        arguments["query_summaries"], function = summaries, fma_linear_attention
+    if function is fma_linear_attention:
+        arguments["query_summaries"] = summaries
     arguments |= dict(key_summaries=summaries, value_summaries=summaries, hierarchy=hierarchy, **GOOD)
     function(**arguments)
     with pytest.raises(ValueError, match=message):
         function(**arguments | change)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(key_summaries=None), "key_summaries=None: expected a tensor, as there are other summaries"),
+        (dict(value_summaries=None), "value_summaries=None: expected a tensor"),
+        (dict(key_summaries=None, value_summaries=None), "key_summaries=None: expected a tensor"),
+        (dict(query_summaries=torch.zeros(2, 2, 3, 4)), r"query_summaries.shape=\(2, 2, 3, 4\)"),
+    ],
+)
+def test_summaries_come_together(given, message):
+    hierarchy = Hierarchy((40,), 4, 2)
+    tokens, summaries = torch.zeros(2, 2, 40, 4), torch.zeros(2, 2, hierarchy.num_summaries, 4)
+    options = dict(key_summaries=summaries, value_summaries=summaries, query_summaries=summaries) | given
+    with pytest.raises(ValueError, match=message):
+        fma_attention(tokens, tokens, tokens, hierarchy=hierarchy, **options)
+    with pytest.raises(ValueError, match="query_summaries=None: expected a tensor"):
+        fma_linear_attention(tokens, tokens, tokens, None, summaries, summaries, hierarchy)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tensors import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,10 +17,6 @@ from fma_kernels import DecodingState, FMAttention, Hierarchy, SummaryBasis, agg
 
 KINDS = ["nested", "direct", "mean"]
 EXACT = dict(rtol=0, atol=1e-10)
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def make_basis(kind="nested", *, heads=2, dim=3, cell_size=4, rank=2, num_levels=8, share_heads=False, seed=0):
@@ -39,9 +36,10 @@ class Sequence:
     mask: torch.Tensor | None = None
     group_bias: bool = True
     scale: float | None = None
+    near_only: bool = False
 
     def state(self) -> DecodingState:
-        return DecodingState(*self.bases, group_bias=self.group_bias, scale=self.scale)
+        return DecodingState(*self.bases, near_only=self.near_only, group_bias=self.group_bias, scale=self.scale)
 
     def part(self, start: int, stop: int) -> list[torch.Tensor | None]:
         return [*(x[:, :, start:stop] for x in self.tensors), None if self.mask is None else self.mask[:, start:stop]]
@@ -50,7 +48,10 @@ class Sequence:
         """The whole causal attention over the first tokens."""
         query, key, value, mask = self.part(0, self.tensors[0].shape[2] if stop is None else stop)
         hierarchy = Hierarchy((key.shape[2],), self.bases[0].cell_size, self.bases[0].rank, causal=True)
-        summaries = [aggregate(x, basis, hierarchy, mask) for x, basis in zip((key, value), self.bases, strict=True)]
+        summaries = [None, None]
+        if not self.near_only:
+            sources = zip((key, value), self.bases, strict=True)
+            summaries = [aggregate(x, basis, hierarchy, key_padding_mask=mask) for x, basis in sources]
         return fma_attention(
             query, key, value, *summaries, hierarchy, scale=self.scale, group_bias=self.group_bias,
             key_padding_mask=mask, backend=backend,
@@ -216,10 +217,11 @@ def test_constant_keys_give_full_attention():
     torch.testing.assert_close(sequence.decode(sequence.state(), 30, list(range(70))), expected, **EXACT)
 
 
-def test_a_module_decodes_what_it_computes():
+@pytest.mark.parametrize("attention", ["full", "near", "fma"])
+def test_a_module_decodes_what_it_computes(attention):
     attention = FMAttention(
-        12, 2, cell_size=4, rank=2, causal=True, qk_scale=0.3, attn_drop=0.5, proj_drop=0.5
-    ).double()
+        12, 2, cell_size=4, rank=2, causal=True, attention=attention, scale=0.3, attn_drop=0.5, proj_drop=0.5
+    ).double()  # fmt: skip
     x, mask = random(2, 50, 12), left_padding(50, 0, 7)
     state = attention.decoding_state()
     out = [attention.decode(x[:, :30], state, mask[:, :30])]
@@ -228,7 +230,7 @@ def test_a_module_decodes_what_it_computes():
 
 
 @pytest.mark.parametrize(
-    ("options", "name"), [(dict(), "causal"), (dict(causal=True, query_summaries=True), "query_s")]
+    ("options", "name"), [(dict(), "causal"), (dict(causal=True, attention="fma_linear"), "attention='fma_linear'")]
 )
 def test_a_module_says_why_it_cannot_decode(options, name):
     with pytest.raises(ValueError, match=f"{name}.*to decode"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from fma_kernels import FMAttention, Hierarchy
-from fma_kernels.flops import far_pairs, near_pairs
+from fma_kernels.flops import attend_pairs, far_pairs, near_pairs
 
 OPS = torch.ops.fma_kernels
 
@@ -27,6 +27,9 @@ def test_pairs(hierarchy):
     assert near_pairs(hierarchy) == near
     assert sum(far_pairs(hierarchy, level) for level in hierarchy.levels) == far
     assert [far_pairs(hierarchy, level, summarised_queries=True) for level in hierarchy.levels] == summarised
+    assert attend_pairs(hierarchy) == near + far
+    assert attend_pairs(hierarchy, summarised_queries=True) == near + sum(summarised)
+    assert attend_pairs(hierarchy, near_only=True) == near
 
 
 CASES = [
@@ -38,14 +41,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("attention", ["near", "fma", "fma_linear"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_module(case, linear):
+def test_module(case, attention):
     """A whole module, forward and backward: batch 3, 2 heads of 4, a bias here and there."""
     hierarchy = Hierarchy(**case)
     module = FMAttention(
-        8, 2, hierarchy.cell_size, hierarchy.rank, hierarchy.ndim, hierarchy.causal, query_summaries=linear,
-        num_levels=hierarchy.num_levels,
+        8, 2, cell_size=hierarchy.cell_size, rank=hierarchy.rank, ndim=hierarchy.ndim, causal=hierarchy.causal,
+        attention=attention, num_levels=hierarchy.num_levels,
     )  # fmt: skip
     x = torch.rand(3, hierarchy.num_tokens, 8, requires_grad=True)
     with FlopCounterMode(display=False) as forward:
@@ -59,17 +62,21 @@ def test_module(case, linear):
     assert backward.pop(torch.ops.aten.mm) == 2 * projections  # the gradients of inputs and weights
 
     near, far, summarised = flops_by_hand.pairs_of_tokens(hierarchy)
-    product = 2 * 3 * 8 * (near + (sum(summarised) if linear else far))
+    far = dict(near=0, fma=far, fma_linear=sum(summarised))[attention]
+    product = 2 * 3 * 8 * (near + far)
     assert forward.pop(OPS.attend) == 2 * product
     assert backward.pop(OPS.attend_backward) == 5 * product  # logits again; of values, weights, queries, keys
 
+    if attention == "near":
+        assert not forward and not backward
+        return
     made = 2 * flops_by_hand.nested_summaries(hierarchy)  # keys and values
-    if linear:
+    if attention == "fma_linear":
         # Queries as well; causal ones from windows of cell_size / rank, then of 2, one axis, in every sub-block.
         windows = sum(
             n * hierarchy.rank * (hierarchy.cell_size // hierarchy.rank if level == 1 else 2)
             for level in hierarchy.levels
-            for n in hierarchy.cells(level)
+            for n in hierarchy.cell_grid(level)
         )
         made += windows if hierarchy.causal else made // 2
     assert forward.pop(OPS.contract) == 2 * 3 * 8 * made
@@ -80,13 +87,13 @@ def test_module(case, linear):
 def test_grows_as_the_method_says():
     """n log n for FMA, n for FMA-linear and the summaries: per token, a constant more per doubling, or none."""
 
-    def per_token(tokens, linear):
-        module = FMAttention(1, 1, 8, 2, query_summaries=linear)
+    def per_token(tokens, attention):
+        module = FMAttention(1, 1, cell_size=8, rank=2, attention=attention)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module(torch.rand(1, tokens, 1), (tokens,))
         return counter.get_total_flops() / tokens
 
-    fma, linear = ([per_token(2**k, method) for k in (11, 12, 13)] for method in (False, True))
+    fma, linear = ([per_token(2**k, attention) for k in (11, 12, 13)] for attention in ("fma", "fma_linear"))
     assert fma[1] - fma[0] == pytest.approx(fma[2] - fma[1], rel=0.05)
     assert fma[1] - fma[0] > 1
     assert linear[2] == pytest.approx(linear[0], rel=0.01)

@@ -1,6 +1,7 @@
 """The geometry: every pair is covered exactly once, by the coarsest level that separates it."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ def hierarchies(draw, max_tokens=400):
     grid = tuple(draw(st.integers(1, longest)) for _ in range(ndim))
     rank = draw(st.integers(1, 3))
     cell_size = rank * draw(st.integers(1, 4 if ndim == 1 else 2))
-    return Hierarchy(grid, cell_size, rank, draw(st.booleans()) if ndim == 1 else False)
+    return Hierarchy(grid, cell_size, rank, causal=draw(st.booleans()) if ndim == 1 else False)
 
 
 def distance(a, b):
@@ -32,11 +33,11 @@ def cell_of(token, hierarchy, level):
 @given(hierarchies(max_tokens=120))
 def test_every_pair_is_covered_exactly_once(hierarchy):
     tokens = list(itertools.product(*map(range, hierarchy.grid)))
-    near = {cell: set(hierarchy.near_list(cell)) for cell in itertools.product(*map(range, hierarchy.cells(1)))}
+    near = {cell: set(hierarchy.near_list(cell)) for cell in itertools.product(*map(range, hierarchy.cell_grid(1)))}
     far = {
         level: {
             cell: set(hierarchy.interaction_list(level, cell))
-            for cell in itertools.product(*map(range, hierarchy.cells(level)))
+            for cell in itertools.product(*map(range, hierarchy.cell_grid(level)))
         }
         for level in hierarchy.levels
     }
@@ -53,7 +54,7 @@ def test_every_pair_is_covered_exactly_once(hierarchy):
 def test_interaction_list_is_the_definition_and_bounded(hierarchy):
     bound = 2 if hierarchy.causal else {1: 3, 2: 27, 3: 189}[hierarchy.ndim]
     for level in hierarchy.levels:
-        cells = list(itertools.product(*map(range, hierarchy.cells(level))))
+        cells = list(itertools.product(*map(range, hierarchy.cell_grid(level))))
         for cell in cells[:: max(1, len(cells) // 10)]:
             expected = [
                 other
@@ -74,16 +75,30 @@ def test_number_of_levels_is_the_smallest_that_leaves_two_cells_per_axis(hierarc
 
     assert at_most_two_cells(hierarchy.num_levels)
     assert hierarchy.num_levels == 0 or not at_most_two_cells(hierarchy.num_levels - 1)
-    assert hierarchy.num_summaries == sum(torch.Size(hierarchy.summaries(level)).numel() for level in hierarchy.levels)
+
+
+@settings(max_examples=60)
+@given(hierarchies())
+def test_sub_blocks_of_every_level_tile_its_cells(hierarchy):
+    """Their number follows from the sides of cells alone: rank per cell and axis, cells enough to cover the grid."""
+    total = 0
+    for level in hierarchy.levels:
+        width = hierarchy.cell_size * 2 ** (level - 1)
+        assert hierarchy.cell_width(level) == width
+        cells = [len(range(0, n, width)) for n in hierarchy.grid]
+        assert hierarchy.cell_grid(level) == tuple(cells)
+        assert hierarchy.summary_grid(level) == tuple(n * hierarchy.rank for n in cells)
+        total += math.prod(cells) * hierarchy.rank**hierarchy.ndim
+    assert hierarchy.num_summaries == sum(hierarchy.level_sizes) == total
 
 
 @settings(max_examples=30)
 @given(st.integers(1, 100), st.integers(1, 200), st.integers(1, 5), st.booleans())
 def test_a_longer_input_only_adds_pairs(n, more, cell_size, causal):
-    short, long = Hierarchy((n,), cell_size, 1, causal), Hierarchy((n + more,), cell_size, 1, causal)
+    short, long = Hierarchy((n,), cell_size, 1, causal=causal), Hierarchy((n + more,), cell_size, 1, causal=causal)
     for level in short.levels:
-        for cell in range(short.cells(level)[0]):
-            inside = [j for j in long.interaction_list(level, (cell,)) if j[0] < short.cells(level)[0]]
+        for cell in range(short.cell_grid(level)[0]):
+            inside = [j for j in long.interaction_list(level, (cell,)) if j[0] < short.cell_grid(level)[0]]
             assert short.interaction_list(level, (cell,)) == inside
 
 
@@ -91,10 +106,10 @@ def test_a_longer_input_only_adds_pairs(n, more, cell_size, causal):
 @given(hierarchies())
 def test_tables_list_the_own_cell_first_and_then_every_level(hierarchy):
     tables = hierarchy.tables()
-    cells = list(itertools.product(*map(range, hierarchy.cells(1))))
+    cells = list(itertools.product(*map(range, hierarchy.cell_grid(1))))
     offsets = [0]
     for level in hierarchy.levels:
-        offsets.append(offsets[-1] + torch.Size(hierarchy.cells(level)).numel())
+        offsets.append(offsets[-1] + torch.Size(hierarchy.cell_grid(level)).numel())
 
     def number(cell, shape):
         return int(sum(i * torch.Size(shape[axis + 1 :]).numel() for axis, i in enumerate(cell)))
@@ -103,13 +118,23 @@ def test_tables_list_the_own_cell_first_and_then_every_level(hierarchy):
         row = cells.index(cell)
         near = [j for j in tables.near[row].tolist() if j >= 0]
         assert near[0] == row
-        assert near == [number(j, hierarchy.cells(1)) for j in hierarchy.near_list(cell)]
+        assert near == [number(j, hierarchy.cell_grid(1)) for j in hierarchy.near_list(cell)]
         far = [
-            offsets[level - 1] + number(j, hierarchy.cells(level))
+            offsets[level - 1] + number(j, hierarchy.cell_grid(level))
             for level in hierarchy.levels
             for j in hierarchy.interaction_list(level, tuple(i >> (level - 1) for i in cell))
         ]
         assert [j for j in tables.far[row].tolist() if j >= 0] == far
+
+
+@given(hierarchies())
+def test_unpack_is_the_inverse_of_pack(hierarchy):
+    assert Hierarchy.unpack(*hierarchy.pack()) == hierarchy
+
+
+def test_whether_it_is_causal_is_named():
+    with pytest.raises(TypeError):
+        Hierarchy((71,), 4, 2, True)
 
 
 def test_value_semantics():

@@ -4,22 +4,25 @@ import io
 
 import pytest
 import torch
+from helpers.tensors import random
 from torch import nn
 
-from fma_kernels import FMAttention, Hierarchy, SummaryBasis, aggregate, fma_attention, ops
+from fma_kernels import CoreAttention, FMAttention, Hierarchy, SummaryBasis, aggregate, fma_attention, ops
 
 VARIANTS = pytest.mark.parametrize(
     ("grid", "options"),
     [
         ((50,), dict(cell_size=4, rank=2)),
-        ((50,), dict(cell_size=4, rank=2, causal=True, query_summaries=True)),
-        ((14, 9), dict(cell_size=2, ndim=2, query_summaries=True)),
-        ((14, 9), dict(cell_size=2, ndim=2, aggregation="mean")),
-        ((14, 9), dict(cell_size=4, rank=2, ndim=2, aggregation="direct", num_levels=2, share_heads=True)),
+        ((50,), dict(cell_size=4, rank=2, causal=True, attention="fma_linear")),
+        ((14, 9), dict(cell_size=2, ndim=2, attention="fma_linear")),
+        ((14, 9), dict(cell_size=2, ndim=2, basis_kind="mean")),
+        ((14, 9), dict(cell_size=4, rank=2, ndim=2, basis_kind="direct", num_levels=2, share_heads=True)),
         ((5, 6, 7), dict(cell_size=2, ndim=3)),
         ((14, 9), dict(cell_size=2, ndim=2, num_global_tokens=2)),
+        ((14, 9), dict(cell_size=2, ndim=2, attention="near", num_global_tokens=1)),
+        ((50,), dict(cell_size=4, causal=True, attention="full")),
     ],
-    ids=["fma", "causal-linear", "2d-linear", "2d-mean", "2d-direct", "3d", "2d-global"],
+    ids=["fma", "causal-linear", "2d-linear", "2d-mean", "2d-direct", "3d", "2d-global", "2d-near", "full"],
 )
 
 
@@ -41,7 +44,7 @@ def test_backends_agree(grid, options):
     module = FMAttention(8, 2, **options)
     x = tokens(grid, **options)
     out = module(x, grid)
-    module.backend = "reference"
+    module.attention.backend = "reference"
     torch.testing.assert_close(out, module(x, grid))
 
 
@@ -60,7 +63,7 @@ def test_levels_that_a_small_grid_lacks_still_have_gradients():
     module(tokens((6,)), (6,)).sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
-    assert torch.count_nonzero(module.key_basis.axis0_level1.grad) == 0
+    assert torch.count_nonzero(module.attention.key_basis.axis0_level1.grad) == 0
 
 
 def test_it_is_multi_head_attention_where_all_tokens_are_near():
@@ -75,7 +78,8 @@ def test_it_is_multi_head_attention_where_all_tokens_are_near():
 
 def test_global_tokens_are_read_and_read_as_in_multi_head_attention():
     """Exactly so for the global token, whatever the grid; for all tokens where no cell is far."""
-    module, full = FMAttention(8, 2, 4, ndim=2, num_global_tokens=1), nn.MultiheadAttention(8, 2, batch_first=True)
+    module = FMAttention(8, 2, cell_size=4, ndim=2, num_global_tokens=1)
+    full = nn.MultiheadAttention(8, 2, batch_first=True)
     full.in_proj_weight.data, full.in_proj_bias.data = module.qkv.weight.data, module.qkv.bias.data
     full.out_proj.weight.data, full.out_proj.bias.data = module.proj.weight.data, module.proj.bias.data
     for grid, exact in (((8, 5), slice(None)), ((20, 9), slice(1))):
@@ -86,10 +90,65 @@ def test_global_tokens_are_read_and_read_as_in_multi_head_attention():
         torch.testing.assert_close(module(x, grid, mask)[:, exact], expected[:, exact])
 
 
-def test_parameters_keep_their_order():
-    """Optimizer states in checkpoints go by it."""
-    names = [name.split(".")[0] for name, _ in FMAttention(8, 2, cell_size=4, query_summaries=True).named_parameters()]
-    assert list(dict.fromkeys(names)) == ["qkv", "key_basis", "value_basis", "query_basis", "proj"]
+def test_names_and_order_of_the_parameters():
+    """Checkpoints and the states of optimizers go by them."""
+    module = FMAttention(8, 2, cell_size=4, attention="fma_linear")
+    names = [name.rpartition(".")[0] for name, _ in module.named_parameters()]
+    bases = ["attention.key_basis", "attention.value_basis", "attention.query_basis"]
+    assert list(dict.fromkeys(names)) == ["qkv", *bases, "proj"]
+
+
+@pytest.mark.parametrize("control", ["near", "full"])
+def test_a_control_has_the_projections_of_fma_and_nothing_else(control):
+    states = {}
+    for attention in ("fma", control):
+        torch.manual_seed(3)
+        states[attention] = FMAttention(8, 2, cell_size=4, attention=attention).state_dict()
+    assert set(states[control]) == {key for key in states["fma"] if "_basis" not in key}
+    assert all(torch.equal(x, states["fma"][key]) for key, x in states[control].items())
+
+
+@pytest.mark.parametrize(("grid", "ndim"), [((40,), 1), ((9, 14), 2)])
+def test_controls_read_the_near_field_or_all_tokens(grid, ndim):
+    x = tokens(grid, batch=1).double().requires_grad_()
+    readers = {}
+    for attention in ("near", "full"):
+        module = FMAttention(8, 2, cell_size=3, ndim=ndim, attention=attention).double()
+        out = module(x, grid)[0, 0].sum()
+        readers[attention] = torch.autograd.grad(out, x)[0][0].any(-1).view(grid)
+    assert readers["full"].all()
+    near = readers["near"]
+    assert near[(slice(6),) * ndim].all() and near.sum() == 6**ndim
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_full_attention_is_that_of_pytorch(causal):
+    core = CoreAttention(2, 4, cell_size=2, causal=causal, attention="full", scale=0.3)
+    query, key, value = (random(2, 2, 30, 4, seed=i) for i in range(3))
+    mask = torch.rand(2, 30, generator=torch.Generator().manual_seed(0)) < 0.3
+    mask[:, 0] = False
+    for padding in (None, mask):
+        readable = torch.ones(30, 30, dtype=torch.bool)
+        readable = (readable.tril() if causal else readable)[None, None]
+        readable = readable if padding is None else readable & ~padding[:, None, None]
+        expected = nn.functional.scaled_dot_product_attention(query, key, value, readable, scale=0.3)
+        torch.testing.assert_close(core(query, key, value, key_padding_mask=padding), expected)
+
+
+def test_a_sequence_needs_no_grid():
+    for options in (dict(), dict(num_global_tokens=2)):
+        module = FMAttention(8, 2, cell_size=4, **options)
+        x = tokens((50,), **options)
+        assert torch.equal(module(x), module(x, (50,)))
+    with pytest.raises(ValueError, match="grid=None: expected 2 axes"):
+        FMAttention(8, 2, cell_size=4, ndim=2)(tokens((50,)))
+
+
+def test_everything_behind_the_heads_is_named():
+    with pytest.raises(TypeError):
+        FMAttention(8, 2, 4)
+    with pytest.raises(TypeError):
+        CoreAttention(2, 4, 4)
 
 
 def test_weights_of_a_checkpoint_with_fewer_levels_give_the_same_function():
@@ -103,12 +162,23 @@ def test_weights_of_a_checkpoint_with_fewer_levels_give_the_same_function():
     torch.testing.assert_close(large(x, grid), small(x, grid))
 
 
-def test_weights_fit_any_grid():
+def test_weights_serve_any_grid():
+    """Levels beyond those that were built use the last one: more built levels of equal weights change nothing."""
     module = FMAttention(8, 2, cell_size=2, ndim=2, num_levels=2)
-    other = FMAttention(8, 2, cell_size=2, ndim=2, num_levels=2)
-    module(tokens((4, 4)), (4, 4))
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    grid = (33, 18)
+    other = FMAttention(8, 2, cell_size=2, ndim=2, num_levels=Hierarchy(grid, 2).num_levels)
     other.load_state_dict(module.state_dict())
-    assert other(tokens((33, 18)), (33, 18)).shape == (2, 33 * 18, 8)
+    x = tokens(grid)
+    torch.testing.assert_close(module(x, grid), other(x, grid))
+    assert module(tokens((4, 4)), (4, 4)).isfinite().all()
+
+
+def test_a_weight_that_is_not_read_cannot_spoil_the_output():
+    module = FMAttention(8, 2, cell_size=4, num_levels=3)
+    nn.init.constant_(module.attention.key_basis.axis0_level3, float("nan"))
+    assert module(tokens((20,))).isfinite().all()
 
 
 def test_dropout_only_while_training():
@@ -170,11 +240,11 @@ def test_activation_checkpointing_repeats_the_same_dropout():
 def test_operators_keep_their_contract(masked):
     """Schema, shapes under tracing and gradients, by PyTorch's own checks."""
     hierarchy = Hierarchy((14, 9), 2)
-    h = [list(hierarchy.grid), hierarchy.cell_size, hierarchy.rank, hierarchy.causal]
+    h = hierarchy.pack()
     x = [torch.randn(2, 2, hierarchy.num_tokens, 4, requires_grad=True) for _ in range(3)]
     far = [torch.randn(2, 2, hierarchy.num_summaries, 4, requires_grad=True) for _ in range(3)]
     mask = torch.rand(2, hierarchy.num_tokens) < 0.3 if masked else None
-    for summaries in (far, [None, *far[1:]]):
+    for summaries in (far, [None, *far[1:]], [None] * 3):
         torch.library.opcheck(ops.attention._attend, (*x, *summaries, mask, None, *h, 0.5, True, 0.0, "torch"))
     torch.library.opcheck(ops.pooling._summary_counts, (mask, *h, torch.device("cpu")))
     grid, weight = torch.randn(2, 2, 5, 8, 3, requires_grad=True), torch.randn(2, 2, 4, 3, requires_grad=True)
@@ -200,12 +270,14 @@ def test_forward_mode_differentiation_raises():
         (dict(embed_dims=9), "embed_dims=9.*num_heads=2"),
         (dict(num_heads=0), "num_heads=0"),
         (dict(rank=3), "rank=3"),
-        (dict(aggregation="max"), "max"),
+        (dict(basis_kind="max"), "max"),
         (dict(ndim=2, causal=True), "causal=True"),
         (dict(num_global_tokens=1, causal=True), "num_global_tokens=1.*0 with causal=True"),
         (dict(num_global_tokens=-1), "num_global_tokens=-1"),
         (dict(attn_drop=1.0), "attn_drop=1.0"),
         (dict(backend="fast"), "backend='fast'"),
+        (dict(attention="linear"), "attention='linear': expected one of full, near, fma, fma_linear"),
+        (dict(attention="near", rank=3), "rank=3"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

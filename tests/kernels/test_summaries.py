@@ -5,14 +5,11 @@ import math
 
 import pytest
 import torch
+from helpers.tensors import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fma_kernels import Hierarchy, SummaryBasis, aggregate
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def make_basis(hierarchy, kind, heads=2, dim=3, num_levels=None, noise=0.3, **options):
@@ -28,7 +25,7 @@ def make_basis(hierarchy, kind, heads=2, dim=3, num_levels=None, noise=0.3, **op
 def sub_blocks(hierarchy, level):
     """Tokens of every summary of a level, row-major."""
     width = hierarchy.cell_width(level) // hierarchy.rank
-    for block in itertools.product(*map(range, hierarchy.summaries(level))):
+    for block in itertools.product(*map(range, hierarchy.summary_grid(level))):
         spans = [range(i * width, min((i + 1) * width, n)) for i, n in zip(block, hierarchy.grid, strict=True)]
         yield block, list(itertools.product(*spans))
 
@@ -49,8 +46,8 @@ def definition(x, basis, hierarchy, mask):
         else:
             source, unit = below, 2 * hierarchy.rank
         number = min(level, basis.num_levels)
-        level_sums = x.new_zeros(batch, heads, *hierarchy.summaries(level), dim)
-        for summary in itertools.product(*map(range, hierarchy.summaries(level))):
+        level_sums = x.new_zeros(batch, heads, *hierarchy.summary_grid(level), dim)
+        for summary in itertools.product(*map(range, hierarchy.summary_grid(level))):
             cell = [i // hierarchy.rank for i in summary]
             spans = [range(i * unit, min((i + 1) * unit, n)) for i, n in zip(cell, source.shape[2:-1], strict=True)]
             for entry in itertools.product(*spans):
@@ -80,7 +77,8 @@ def test_learned_summaries_are_the_definition(grid, cell_size, rank, kind, maske
     x = random(2, 2, hierarchy.num_tokens, 3)
     mask = random(2, hierarchy.num_tokens) > 0.5 if masked else None
     with torch.no_grad():
-        torch.testing.assert_close(aggregate(x, basis, hierarchy, mask), definition(x, basis, hierarchy, mask))
+        made = aggregate(x, basis, hierarchy, key_padding_mask=mask)
+        torch.testing.assert_close(made, definition(x, basis, hierarchy, mask))
 
 
 @settings(max_examples=60)
@@ -101,7 +99,7 @@ def test_a_fresh_basis_gives_the_mean_of_the_existing_tokens_on_any_shape(data, 
             total = (x[:, :, index] * kept[:, None, :, None]).sum(2)
             expected.append(total / kept.sum(1).clamp(min=1)[:, None, None])
     expected = torch.stack(expected, 2) if expected else x[:, :, :0]
-    torch.testing.assert_close(aggregate(x, basis, hierarchy, mask if masked else None), expected)
+    torch.testing.assert_close(aggregate(x, basis, hierarchy, key_padding_mask=mask if masked else None), expected)
 
 
 @pytest.mark.parametrize("kind", ["nested", "direct"])

@@ -13,23 +13,27 @@ from ..hierarchy import Hierarchy
 
 def attention(
     query: Tensor,
-    far_query: Tensor | None,
     key: Tensor,
     value: Tensor,
-    key_summaries: Tensor,
-    value_summaries: Tensor,
+    query_summaries: Tensor | None,
+    key_summaries: Tensor | None,
+    value_summaries: Tensor | None,
     hierarchy: Hierarchy,
+    *,
     scale: float,
     group_bias: bool,
     mask: Tensor | None,
     num_global_tokens: int,
     dropout_p: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """One softmax over near tokens and far summaries of every query.
 
-    With ``far_query`` (B, H, S, d), a token reads the far summaries of a level through the query summary of the
-    level's sub-block that it lies in (FMA-linear); otherwise by itself. The G global tokens, which come first, are near
-    to all tokens.
+    With ``query_summaries`` (B, H, S, d), a token reads the far summaries of a level through the query summary of the
+    level's sub-block that it lies in (FMA-linear); otherwise by itself. Without key and value summaries there is no far
+    field. The G global tokens, which come first, are near to all tokens.
+
+    Returns:
+        The output (B, H, G + N, d) and the log-sum-exp of the logits (B, H, G + N), before dropout.
     """
     tokens = key[:, :1, num_global_tokens:, 0]
     exists = torch.ones_like(tokens, dtype=torch.bool) if mask is None else ~mask[:, None]  # (B, 1, N)
@@ -45,12 +49,15 @@ def attention(
     far = F.pad(far, [0, 0, num_global_tokens, 0], value=False)
     sub_block = F.pad(sub_block, [0, 0, num_global_tokens, 0])
 
+    if key_summaries is None:
+        far, count = far[:, :0], count[:, :, :0]
+        key_summaries = value_summaries = key[:, :, :0]
     near_logits = (query @ key.mT * scale).masked_fill(~(near & exists[:, :, None]), -math.inf)
-    if far_query is None:
+    if query_summaries is None:
         far_logits = query @ key_summaries.mT * scale
     else:
         levels = zip(sub_block.T, key_summaries.split(hierarchy.level_sizes, 2), strict=True)
-        far_logits = [far_query[:, :, number] @ keys.mT * scale for number, keys in levels]
+        far_logits = [query_summaries[:, :, number] @ keys.mT * scale for number, keys in levels]
         far_logits = torch.cat(far_logits, -1) if far_logits else query.new_zeros(*query.shape[:3], 0)
     if group_bias:
         far_logits = far_logits + count.clamp(min=1).log()[:, :, None]
@@ -59,7 +66,8 @@ def attention(
     logits = torch.cat([near_logits, far_logits], -1)
     empty = (logits == -math.inf).all(-1, keepdim=True)
     probabilities = torch.softmax(logits.masked_fill(empty, 0), -1).masked_fill(empty, 0)
-    return F.dropout(probabilities, dropout_p) @ torch.cat([value, value_summaries], 2)
+    out = F.dropout(probabilities, dropout_p) @ torch.cat([value, value_summaries], 2)
+    return out, logits.masked_fill(empty, 0).logsumexp(-1).masked_fill(empty[..., 0], -math.inf)
 
 
 def _membership(hierarchy: Hierarchy, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +86,7 @@ def _membership(hierarchy: Hierarchy, device: torch.device) -> tuple[Tensor, Ten
         near &= token >= token.T
     far, numbers, offset = [], [], 0
     for level in hierarchy.levels:
-        width, grid = hierarchy.cell_width(level), hierarchy.summaries(level)
+        width, grid = hierarchy.cell_width(level), hierarchy.summary_grid(level)
         summary = torch.cartesian_prod(*(torch.arange(n, device=device) for n in grid)).view(-1, hierarchy.ndim)
         mine, theirs = token // width, summary // hierarchy.rank
         reads = (distance(mine, theirs) > 1) & (distance(mine // 2, theirs // 2) <= 1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ..caches import cached
 from ..checks import require
 
 BACKENDS = ("auto", "triton", "torch", "reference")
@@ -44,7 +44,7 @@ def _why_not_triton(device: str, index: int | None, dtype: torch.dtype, head_dim
     return _cached_why_not_triton(device, index, dtype, head_dim, interpreted())
 
 
-@lru_cache(maxsize=64)
+@cached
 def _cached_why_not_triton(
     device: str, index: int | None, dtype: torch.dtype, head_dim: int, interpreted: bool
 ) -> str | None:

@@ -1,5 +1,6 @@
-"""Decoding: causal Fast Multipole Attention token by token, in memory that grows with the logarithm of the context."""
+"""Causal attention token by token: Fast Multipole Attention in O(log n) memory, and full attention to compare with."""
 
+from .key_value_cache import KeyValueCache
 from .state import DecodingState
 
-__all__ = ["DecodingState"]
+__all__ = ["DecodingState", "KeyValueCache"]

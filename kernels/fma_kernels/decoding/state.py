@@ -1,4 +1,4 @@
-"""What the tokens seen so far leave behind, and attention from the next ones."""
+"""The state of causal FMA between tokens: tokens and summaries that later queries read."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .sums import Sums
 
 
 class DecodingState:
-    """What causal FMA keeps of the tokens seen so far, to attend from the next ones (arXiv 2310.11960, section 3).
+    """The tokens and summaries that causal FMA keeps, to attend from the next tokens (arXiv 2310.11960, section 3).
 
     The level of a pair of tokens does not depend on how many there are, and a causal query reads only far cells that
-    have ended. So the outputs are those of :func:`fma_attention` on the whole sequence, whichever way it is cut into
-    :meth:`prefill` and :meth:`step`.
+    have ended. So the outputs are those of :func:`fma_attention` on the whole sequence, whichever way :meth:`take` cuts
+    it: the first tokens go to :meth:`prefill`, those that follow to :meth:`step`.
 
     A query in level-l cell I reads cell I - 2 and, if I is odd, I - 3. Kept are, with m = ``cell_size``, p = ``rank``
     and L the number of levels that the next token has, for keys and values of every head:
@@ -38,6 +38,7 @@ class DecodingState:
     Args:
         key_basis: weights of the key summaries; one axis, no ``causal_queries``.
         value_basis: weights of the value summaries; same heads, head dimension, cell size and rank.
+        near_only: read the near field alone, the two cells of tokens. Of the bases, only the geometry matters then.
         group_bias: as in :func:`fma_attention`.
         scale: factor of the products; default 1 / sqrt(d).
         backend: of :func:`fma_attention` for the prompt; a step is plain PyTorch.
@@ -51,6 +52,7 @@ class DecodingState:
         key_basis: SummaryBasis,
         value_basis: SummaryBasis,
         *,
+        near_only: bool = False,
         group_bias: bool = True,
         scale: float | None = None,
         backend: str = "auto",
@@ -63,7 +65,7 @@ class DecodingState:
             mine, expected = getattr(value_basis, name), getattr(key_basis, name)
             require(mine == expected, f"value_basis.{name}", mine, f"{expected}, that of key_basis")
         self.cell_size, self.rank = key_basis.cell_size, key_basis.rank
-        self.group_bias, self.scale, self.backend = group_bias, scale, backend
+        self.near_only, self.group_bias, self.scale, self.backend = near_only, group_bias, scale, backend
         self._sums = {"key_basis": Sums(key_basis), "value_basis": Sums(value_basis)}
         self._num_levels = min(sums.num_levels for sums in self._sums.values())
         self._num_tokens = 0
@@ -86,6 +88,21 @@ class DecodingState:
         kept += [] if self._rows is None else [self._rows, self._bias]
         return sum(x.untyped_storage().nbytes() for x in kept)
 
+    def take(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        """Take the prompt in parallel, or the tokens that follow: :meth:`prefill` first, then :meth:`step`.
+
+        Args:
+            query, key, value: (B, H, T, d), T >= 1.
+            key_padding_mask: (B, T) bool, True = ignore the token as a key.
+
+        Returns:
+            (B, H, T, d) in the dtype of ``query``; zeros for a query that reads nothing.
+
+        Raises:
+            ValueError: as :meth:`prefill` and :meth:`step`; the state is as it was before.
+        """
+        return (self.step if self.num_tokens else self.prefill)(query, key, value, key_padding_mask)
+
     @torch.no_grad()
     def prefill(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Take a whole prompt in parallel, by :func:`aggregate` and :func:`fma_attention`.
@@ -106,17 +123,22 @@ class DecodingState:
         require(self.num_tokens == 0, "num_tokens", self.num_tokens, "0 before prefill(); step() takes further tokens")
         self._check(query, key, value, key_padding_mask)
         hierarchy = Hierarchy((key.shape[2],), self.cell_size, self.rank, causal=True)
-        wide = [x.to(self._sum_dtype(key)) for x in (key, value)]
         with torch.autocast(key.device.type, enabled=False):
-            bases = [sums.basis for sums in self._sums.values()]
-            # Those of a prompt in low precision are rounded only after the levels above were made from them.
-            summaries = [aggregate(x, b, hierarchy, key_padding_mask) for x, b in zip(wide, bases, strict=True)]
-            out = fma_attention(
-                query, key, value, *(x.to(key.dtype) for x in summaries), hierarchy, scale=self.scale,
-                group_bias=self.group_bias, key_padding_mask=key_padding_mask, backend=self.backend,
-            )  # fmt: skip
-            self._allocate(key)
-            self._take_prompt(key, value, wide, summaries, hierarchy, key_padding_mask)
+            options = dict(scale=self.scale, group_bias=self.group_bias, backend=self.backend)
+            options["key_padding_mask"] = mask = key_padding_mask
+            if self.near_only:
+                out = fma_attention(query, key, value, None, None, hierarchy, **options)
+                self._take_tokens(key, value, mask)
+                return out
+            # Summaries of a prompt in low precision are rounded only after those of the levels above were made.
+            wide = [x.to(self._sum_dtype(key)) for x in (key, value)]
+            summaries = [
+                aggregate(x, sums.basis, hierarchy, key_padding_mask=mask)
+                for x, sums in zip(wide, self._sums.values(), strict=True)
+            ]
+            out = fma_attention(query, key, value, *(x.to(key.dtype) for x in summaries), hierarchy, **options)
+            self._take_tokens(key, value, mask)
+            self._take_summaries(wide, summaries, hierarchy, mask)
         return out
 
     @torch.no_grad()
@@ -193,7 +215,7 @@ class DecodingState:
             require_like("query", query, "the tokens before", self._rows[:, 0], shape[2])
         total = self.num_tokens + shape[2]
         for name, sums in self._sums.items():
-            if total > 2 * self.cell_size * 2**sums.num_levels:
+            if not self.near_only and total > 2 * self.cell_size * 2**sums.num_levels:
                 levels = Hierarchy((total,), self.cell_size, self.rank).num_levels
                 require(False, f"{name}.num_levels", sums.num_levels, f"at least {levels} for {total} tokens")
 
@@ -230,10 +252,12 @@ class DecodingState:
         """Sums of the cells that end with the latest token, one of every level up to some."""
         m, ended = self.cell_size, self.num_tokens // self.cell_size
         first = (ended - 1) % 2 * m
+        self._bias[:, m - first : 2 * m - first] = -math.inf  # the rows that the next cell is going to take
+        if self.near_only:
+            return
         exists = self._bias[:, first : first + m] == 0
         tokens = self._rows[:, :, :, first : first + m].to(self._bias.dtype)
         below = tokens.masked_fill(~exists[:, None, None, :, None], 0).unbind(1)
-        self._bias[:, m - first : 2 * m - first] = -math.inf  # the rows that the next cell is going to take
         for sums, x in zip(self._sums.values(), below, strict=True):
             sums.add_cell(x, (ended - 1) * m)
         count = exists.unflatten(1, (self.rank, -1)).sum(-1).to(self._bias.dtype)
@@ -277,29 +301,28 @@ class DecodingState:
         self._bias[:, row : row + p] = count.log() if self.group_bias else _bias_of(count > 0, count.dtype)
         return before
 
-    def _take_prompt(
-        self,
-        key: Tensor,
-        value: Tensor,
-        wide: list[Tensor],
-        summaries: list[Tensor],
-        hierarchy: Hierarchy,
-        mask: Tensor | None,
-    ) -> None:
-        """Fill the empty state from a prompt, its tokens in the dtype of sums, and its summaries in that dtype."""
-        n, m, p = hierarchy.num_tokens, self.cell_size, self.rank
-        ended = n // m
-        self._num_tokens = n
-        first = max(0, ended - 1) * m
+    def _take_tokens(self, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+        """Fill the empty state with the latest tokens of a prompt."""
+        self._allocate(key)
+        n, m = key.shape[2], self.cell_size
+        first = max(0, n // m - 1) * m
         rows = torch.arange(first, n, device=key.device) % (2 * m)
         self._write(rows, key[:, :, first:], value[:, :, first:], None if mask is None else mask[:, first:])
+        self._num_tokens = n
+
+    def _take_summaries(
+        self, wide: list[Tensor], summaries: list[Tensor], hierarchy: Hierarchy, mask: Tensor | None
+    ) -> None:
+        """Fill the state from a prompt, its tokens in the dtype of sums, and its summaries in that dtype."""
+        n, m, p = hierarchy.num_tokens, self.cell_size, self.rank
+        ended = n // m
         if mask is not None:
             wide = [x.masked_fill(mask[:, None, :, None], 0) for x in wide]
         tokens = [x[:, :, : ended * m] for x in wide]
         for sums, x in zip(self._sums.values(), tokens, strict=True):
             sums.add_prompt(x)
         made = [x.split(hierarchy.level_sizes, 2) for x in summaries]
-        exists = key.new_ones(len(key), n, dtype=torch.bool) if mask is None else ~mask
+        exists = wide[0].new_ones(len(wide[0]), n, dtype=torch.bool) if mask is None else ~mask
         count = exists[:, : ended * m].unflatten(1, (-1, m // p)).sum(-1).to(self._bias.dtype)
         below = tokens
         for level in range(1, min(ended.bit_length(), self._num_levels) + 1):

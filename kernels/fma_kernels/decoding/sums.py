@@ -66,9 +66,5 @@ class Sums:
         self.open[level] = self.open[level] + sums if level in self.open else sums
 
     def _weight(self, level: int, like: Tensor) -> Tensor:
-        """(H or 1, p, inputs, d or 1)."""
-        if self.basis.kind != "mean":
-            return self.basis.weight(0, level).to(like.dtype)
-        block = 2 if level > 1 else self.basis.cell_size // self.basis.rank
-        mean = torch.eye(self.basis.rank, dtype=like.dtype, device=like.device) / block
-        return mean.repeat_interleave(block, 1)[None, :, :, None]
+        """(H or 1, p, inputs, d)."""
+        return self.basis.weight(0, level, like).to(like.dtype)

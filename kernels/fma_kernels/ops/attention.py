@@ -9,8 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..backends import torch_attention
-from ..backends.call import Geometry, Options
+from ..backends.level_pass import LevelPass, Options
+from ..backends.torch import attention as torch_attention
 from ..hierarchy import Hierarchy
 from .forward_mode import refuse_forward_mode
 
@@ -20,8 +20,8 @@ def attend(
     key: Tensor,
     value: Tensor,
     far_query: Tensor | None,
-    far_key: Tensor,
-    far_value: Tensor,
+    far_key: Tensor | None,
+    far_value: Tensor | None,
     hierarchy: Hierarchy,
     *,
     mask: Tensor | None = None,
@@ -32,15 +32,16 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """One softmax over near tokens and far summaries for every token, with the log-sum-exp of its logits.
 
-    Without ``far_query``, tokens read the summaries of all levels themselves: FMA. With it, level by level, coarse to
-    fine, the query summaries of a cell read its interaction list, and carry the result on to the sub-blocks of the
-    next finer level, and the finest to their tokens: FMA-linear.
+    * Without ``far_query``, tokens read the summaries of all levels themselves: FMA.
+    * With ``far_query``, level by level, coarse to fine, the query summaries of a cell read its interaction list. They
+      carry the result on to the sub-blocks of the next finer level, and the finest to their tokens: FMA-linear.
+    * Without any summaries, tokens read their near field alone.
 
     Args:
         query, key, value: tokens, (B, H, N, d).
         far_query: query summaries of all levels, (B, H, S, d), or None.
-        far_key, far_value: key and value summaries of all levels, (B, H, S, d).
-        hierarchy: geometry of the tokens, with at least one far level.
+        far_key, far_value: key and value summaries of all levels, (B, H, S, d), or None for both.
+        hierarchy: geometry of the tokens; with summaries, one of at least one far level.
         mask: (B, N) bool over the tokens, True = ignore.
         scale: factor of the products.
         group_bias: add the logarithm of the number of tokens that a summary stands for.
@@ -59,10 +60,8 @@ def attend(
     # Drawn from the global generator, so that seeds and activation checkpointing reproduce it; on the device, so that
     # CUDA graphs draw anew with every replay.
     seed = torch.randint(2**62, (1,), device=query.device) if dropout_p else None
-    h = hierarchy
-    geometry = (list(h.grid), h.cell_size, h.rank, h.causal)
     with torch.autocast(query.device.type, enabled=False):  # sums stay in the precision that they are made in
-        return _attend(*tensors, mask, seed, *geometry, scale, group_bias, dropout_p, backend)[:2]
+        return _attend(*tensors, mask, seed, *hierarchy.pack(), scale, group_bias, dropout_p, backend)[:2]
 
 
 @torch.library.custom_op("fma_kernels::attend", mutates_args=())
@@ -71,8 +70,8 @@ def _attend(
     key: Tensor,
     value: Tensor,
     far_query: Tensor | None,
-    far_key: Tensor,
-    far_value: Tensor,
+    far_key: Tensor | None,
+    far_value: Tensor | None,
     mask: Tensor | None,
     seed: Tensor | None,
     grid: Sequence[int],
@@ -85,21 +84,20 @@ def _attend(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output and log-sum-exp of the tokens, then those of the query summaries, level after level, for the backward."""
-    hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal)
+    hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
     options = Options(scale, group_bias, mask, None, None, dropout_p, seed)
     far_out, far_lse = _empty_levels(query, far_query)
     with _backend(backend, query) as work:
         if far_query is None:
-            geometry = Geometry(hierarchy, 0, far=True)
-            out, lse = work.forward(geometry, query, [key, far_key], [value, far_value], options)
-            return out, lse, far_out, far_lse
+            level_pass, keys, values = _single_pass(hierarchy, key, value, far_key, far_value)
+            return *work.forward(level_pass, query, keys, values, options), far_out, far_lse
         levels = _by_level(hierarchy, far_query, far_key, far_value)
         results = [*_levels(hierarchy, far_out, far_lse, query)]
         for level in reversed(hierarchy.levels):
             q, k, v = levels[level - 1]
-            carry = work.forward(Geometry(hierarchy, level, far=False), q, [k], [v], options, into=results[level - 1])
+            carry = work.forward(LevelPass(hierarchy, level, far=False), q, [k], [v], options, into=results[level - 1])
             options = options.carrying(*carry)
-        return *work.forward(Geometry(hierarchy, 0, far=False), query, [key], [value], options), far_out, far_lse
+        return *work.forward(LevelPass(hierarchy, 0, far=False), query, [key], [value], options), far_out, far_lse
 
 
 @torch.library.custom_op("fma_kernels::attend_backward", mutates_args=())
@@ -114,8 +112,8 @@ def _attend_backward(
     key: Tensor,
     value: Tensor,
     far_query: Tensor | None,
-    far_key: Tensor,
-    far_value: Tensor,
+    far_key: Tensor | None,
+    far_value: Tensor | None,
     mask: Tensor | None,
     seed: Tensor | None,
     grid: Sequence[int],
@@ -127,21 +125,21 @@ def _attend_backward(
     dropout_p: float,
     backend: str,
 ) -> list[Tensor]:
-    """Gradients of query, key, value, query summaries if any, key and value summaries."""
-    hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal)
+    """Gradients of query, key, value, then of query, key and value summaries if there are any."""
+    hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
     options = Options(scale, group_bias, mask, None, None, dropout_p, seed)
     with _backend(backend, query) as work:
         if far_query is None:
-            geometry, keys, values = Geometry(hierarchy, 0, far=True), [key, far_key], [value, far_value]
-            return work.backward(geometry, grad_out, grad_lse, out, lse, query, keys, values, options)
+            level_pass, keys, values = _single_pass(hierarchy, key, value, far_key, far_value)
+            return work.backward(level_pass, grad_out, grad_lse, out, lse, query, keys, values, options)
         levels = _by_level(hierarchy, far_query, far_key, far_value)
         inputs = [(query, key, value), *levels]
         results = [(out, lse), *_levels(hierarchy, far_out, far_lse, query)]
         grads = []
         for level in range(hierarchy.num_levels + 1):  # fine to coarse: each passes on the gradient of what it carried
             carried = options.carrying(*results[level + 1]) if level < hierarchy.num_levels else options
-            (q, k, v), geometry = inputs[level], Geometry(hierarchy, level, far=False)
-            grad = work.backward(geometry, grad_out, grad_lse, *results[level], q, [k], [v], carried)
+            (q, k, v), level_pass = inputs[level], LevelPass(hierarchy, level, far=False)
+            grad = work.backward(level_pass, grad_out, grad_lse, *results[level], q, [k], [v], carried)
             grads.append(grad[:3])
             if level < hierarchy.num_levels:
                 grad_out, grad_lse = grad[3:]
@@ -158,6 +156,15 @@ def _backend(name: str, query: Tensor) -> Iterator[ModuleType]:
 
     with torch.cuda.device_of(query):
         yield attention
+
+
+def _single_pass(
+    hierarchy: Hierarchy, key: Tensor, value: Tensor, far_key: Tensor | None, far_value: Tensor | None
+) -> tuple[LevelPass, list[Tensor], list[Tensor]]:
+    """The one pass of an attention without query summaries, its keys and its values."""
+    if far_key is None:
+        return LevelPass(hierarchy, 0, far=False), [key], [value]
+    return LevelPass(hierarchy, 0, far=True), [key, far_key], [value, far_value]
 
 
 def _by_level(hierarchy: Hierarchy, *summaries: Tensor) -> list[tuple[Tensor, ...]]:

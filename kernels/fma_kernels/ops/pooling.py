@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import layout
-from ..backends import torch_pooling
+from .. import cells
+from ..backends.torch import pooling as torch_pooling
 from ..hierarchy import Hierarchy
 from .forward_mode import refuse_forward_mode
 
@@ -44,9 +44,8 @@ def pool(
         NotImplementedError: under forward-mode differentiation.
     """
     refuse_forward_mode(x, weight, upper)
-    h = hierarchy
     keep = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or upper.requires_grad)
-    return _pool(x, weight, upper, mask, list(h.grid), h.cell_size, h.rank, h.causal, windows, keep)[0]
+    return _pool(x, weight, upper, mask, *hierarchy.pack(), windows, keep)[0]
 
 
 @torch.library.custom_op("fma_kernels::pool", mutates_args=())
@@ -64,7 +63,7 @@ def _pool(
 ) -> tuple[Tensor, Tensor]:
     from ..backends.triton import pooling
 
-    pyramid = pooling.Pyramid(Hierarchy(tuple(grid), cell_size, rank, causal), windows)
+    pyramid = pooling.Pyramid(Hierarchy.unpack(grid, cell_size, rank, causal), windows)
     with torch.cuda.device_of(x):
         out, sums = pooling.forward(*_dense(x, weight, upper, mask), pyramid, keep)
     return out, sums if keep else sums.new_empty(0)
@@ -86,7 +85,7 @@ def _pool_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from ..backends.triton import pooling
 
-    pyramid = pooling.Pyramid(Hierarchy(tuple(grid), cell_size, rank, causal), windows)
+    pyramid = pooling.Pyramid(Hierarchy.unpack(grid, cell_size, rank, causal), windows)
     with torch.cuda.device_of(x):
         return pooling.backward(grad.contiguous(), *_dense(x, weight, upper, mask), sums, pyramid)
 
@@ -99,7 +98,7 @@ def _dense(x, weight, upper, mask):
 
 @_pool.register_fake
 def _(x, weight, upper, mask, grid, cell_size, rank, causal, windows, keep):
-    summaries = Hierarchy(tuple(grid), cell_size, rank, causal).num_summaries
+    summaries = Hierarchy.unpack(grid, cell_size, rank, causal).num_summaries
     shape = (*x.shape[:2], summaries, x.shape[3])
     return x.new_empty(shape), x.new_empty(shape if keep else 0, dtype=torch.float32)
 
@@ -114,12 +113,12 @@ def _pool_setup(ctx, inputs, output):
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[1])
-    ctx.geometry = (grid, cell_size, rank, causal, windows)
+    ctx.rest = (grid, cell_size, rank, causal, windows)
 
 
 def _pool_gradients(ctx, grad, _):
-    grads = (None, None, None) if grad is None else _pool_backward(grad, *ctx.saved_tensors, *ctx.geometry)
-    return *grads, *[None] * (1 + len(ctx.geometry) + 1)
+    grads = (None, None, None) if grad is None else _pool_backward(grad, *ctx.saved_tensors, *ctx.rest)
+    return *grads, *[None] * (1 + len(ctx.rest) + 1)
 
 
 _pool.register_autograd(_pool_gradients, setup_context=_pool_setup)
@@ -179,17 +178,16 @@ _contract.register_autograd(
 def _summary_counts(
     mask: Tensor | None, grid: Sequence[int], cell_size: int, rank: int, causal: bool, device: torch.device
 ) -> Tensor:
-    hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal)
-    return layout.token_counts(hierarchy, device, mask).clone()  # the cached tensor must not leave
+    hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
+    return cells.token_counts(hierarchy, device, mask).clone()  # the cached tensor must not leave
 
 
 @_summary_counts.register_fake
 def _(mask, grid, cell_size, rank, causal, device):
-    hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal)
+    hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
     return torch.empty(1 if mask is None else mask.shape[0], hierarchy.num_summaries, device=device)
 
 
 def summary_counts(hierarchy: Hierarchy, device: torch.device, mask: Tensor | None = None) -> Tensor:
-    """:func:`fma_kernels.layout.token_counts` as an operator, so that a trace does not see how it counts."""
-    h = hierarchy
-    return _summary_counts(mask, list(h.grid), h.cell_size, h.rank, h.causal, device)
+    """:func:`fma_kernels.cells.token_counts` as an operator, so that a trace does not see how it counts."""
+    return _summary_counts(mask, *hierarchy.pack(), device)

@@ -6,22 +6,23 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tensors import random
 
-from fma_kernels import Hierarchy, fma_attention, fma_linear_attention
+from fma_kernels import Hierarchy, fma_attention
 from fma_kernels.backends.reference import _membership
-from fma_kernels.layout import token_counts
+from fma_kernels.cells import token_counts
 from fma_kernels.measure import peak_mib
 
 pytest.importorskip("triton")
 from fma_kernels.backends.triton import attention as fused
-from fma_kernels.backends.triton import schedule as schedules
+from fma_kernels.backends.triton import attention_tables as tables
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]
 ALL_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
-KINDS = {"fma": False, "fma_linear": True}
-BOTH = pytest.mark.parametrize("linear", KINDS.values(), ids=KINDS)
+ATTENTIONS = {name: name for name in ("fma", "fma_linear", "near")}
+ALL = pytest.mark.parametrize("attends", ATTENTIONS)
 
 #: grid, cell size, rank, causal, head dimension
 SMALL = {
@@ -58,21 +59,20 @@ def combined(**factors):
     )
 
 
-def random(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 class Problem:
     """Random inputs, rounded to a dtype; results of any backend and precision on the very same numbers."""
 
-    def __init__(self, shape, dtype=torch.float32, *, linear=False, masked=False, batch=2, heads=1, group_bias=True):
+    def __init__(self, shape, dtype=torch.float32, *, attends="fma", masked=False, batch=2, heads=1, group_bias=True):
         grid, cell_size, rank, causal, dim = shape
-        self.hierarchy = Hierarchy(grid, cell_size, rank, causal)
+        self.hierarchy = Hierarchy(grid, cell_size, rank, causal=causal)
         n, s = self.hierarchy.num_tokens, self.hierarchy.num_summaries
-        lengths = [n, n, n, *[s] * (3 if linear else 2)]
+        #: Names of the inputs in the order of the operator.
+        far = ["far_query", "far_key", "far_value"]
+        self.names = ["query", "key", "value", *dict(near=[], fma=far[1:], fma_linear=far)[attends]]
+        lengths = [s if name.startswith("far") else n for name in self.names]
         self.inputs = [random(batch, heads, length, dim, seed=i).to(DEVICE, dtype) for i, length in enumerate(lengths)]
         self.grad = random(batch, heads, n, dim, seed=9).to(DEVICE, dtype)
-        self.linear, self.group_bias = linear, group_bias
+        self.group_bias = group_bias
         self.mask = None
         if masked:
             generator = torch.Generator().manual_seed(3)
@@ -80,17 +80,22 @@ class Problem:
             self.mask[0, : 2 * cell_size] = True  # whole cells; with a causal grid, queries that read nothing
 
     def run(self, backend, dtype=None, inputs=None, **options):
-        function = fma_linear_attention if self.linear else fma_attention
-        if backend == "sdpa":
-            function, backend = self._sdpa, None
         inputs = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs or self.inputs]
-        out = function(
-            *inputs, self.hierarchy, group_bias=self.group_bias, key_padding_mask=self.mask, backend=backend, **options
-        )
+        out = self._sdpa(*inputs) if backend == "sdpa" else self.attention(inputs, backend, **options)
         return [out, *torch.autograd.grad(out, inputs, self.grad.to(out.dtype))]
 
-    def _sdpa(self, query, key, value, far_key, far_value, hierarchy, group_bias, key_padding_mask, backend):
+    def attention(self, inputs, backend, **options):
+        given = dict(zip(self.names, inputs, strict=True))
+        tokens = [given[name] for name in self.names[:3]]
+        query, *summaries = (given.get(name) for name in ("far_query", "far_key", "far_value"))
+        return fma_attention(
+            *tokens, *summaries, self.hierarchy, query_summaries=query, group_bias=self.group_bias,
+            key_padding_mask=self.mask, backend=backend, **options,
+        )  # fmt: skip
+
+    def _sdpa(self, query, key, value, far_key, far_value):
         """FMA as one call of PyTorch's attention over tokens and summaries, with a dense bias."""
+        hierarchy, group_bias, key_padding_mask = self.hierarchy, self.group_bias, self.mask
         near, far, _ = _membership(hierarchy, query.device)
         counts = token_counts(hierarchy, query.device, key_padding_mask)
         near, far = near[None].float(), torch.where(far, counts[:, None], 0.0)
@@ -103,24 +108,24 @@ class Problem:
 def assert_as_precise(problem, results, exact=None):
     """Errors are at most twice those of PyTorch's own attention in the same precision, and a little."""
     exact = exact or problem.run("reference", torch.float64)
-    peers = problem.run("reference" if problem.linear or problem.mask is not None else "sdpa")
-    names = ["out", "query", "key", "value", *(["far_query"] if problem.linear else []), "far_key", "far_value"]
-    for name, mine, peer, truth in zip(names, results, peers, exact, strict=True):
+    plain = len(problem.names) == 5 and problem.mask is None
+    peers = problem.run("sdpa" if plain else "reference")
+    for name, mine, peer, truth in zip(["out", *problem.names], results, peers, exact, strict=True):
         assert mine.dtype == peer.dtype and mine.shape == peer.shape
         error, allowed = ((x.double() - truth).abs().max().item() for x in (mine, peer))
         tiny = 4 * torch.finfo(mine.dtype).eps * truth.abs().max().item()
         assert error <= 2 * allowed + tiny, f"{name}: {error:.2e}, PyTorch {allowed:.2e}"
 
 
-@combined(linear=KINDS, dtype=ALL_DTYPES, shape=SMALL, masked={"full": False, "masked": True})
-def test_small_outputs_and_gradients(shape, dtype, linear, masked):
-    problem = Problem(shape, dtype, linear=linear, masked=masked, batch=2 if masked else 1)
+@combined(attends=ATTENTIONS, dtype=ALL_DTYPES, shape=SMALL, masked={"full": False, "masked": True})
+def test_small_outputs_and_gradients(shape, dtype, attends, masked):
+    problem = Problem(shape, dtype, attends=attends, masked=masked, batch=2 if masked else 1)
     assert_as_precise(problem, problem.run("triton"))
 
 
-@combined(linear=KINDS, dtype={"full": torch.float32, "low": DTYPES[-1]}, shape=ODD)
-def test_odd_outputs_and_gradients(shape, dtype, linear):
-    problem = Problem(shape, dtype, linear=linear, batch=1, group_bias=False)
+@combined(attends=ATTENTIONS, dtype={"full": torch.float32, "low": DTYPES[-1]}, shape=ODD)
+def test_odd_outputs_and_gradients(shape, dtype, attends):
+    problem = Problem(shape, dtype, attends=attends, batch=1, group_bias=False)
     assert_as_precise(problem, problem.run("triton"))
 
 
@@ -140,7 +145,7 @@ def test_views_of_packed_projections_need_no_copy(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "clone", lambda *args, **options: pytest.fail("a copy was made"))
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda x, *_: x if x.is_contiguous() else pytest.fail("a copy"))
     leaves = [x.requires_grad_() for x in (*views, *problem.inputs[3:])]
-    out = fma_attention(*leaves, problem.hierarchy, backend="triton")
+    out = problem.attention(leaves, "triton")
     grads = torch.autograd.grad(out, leaves, problem.grad)
     for mine, theirs in zip([out, *grads], expected, strict=True):
         assert torch.equal(mine, theirs)
@@ -156,10 +161,10 @@ def test_other_layouts_are_copied(change):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-@BOTH
-def test_small_runs_give_the_same_bits(linear):
+@ALL
+def test_small_runs_give_the_same_bits(attends):
     """No atomics: sums have one order."""
-    problem = Problem(SMALL["causal"], DTYPES[-1], linear=linear)
+    problem = Problem(SMALL["causal"], DTYPES[-1], attends=attends)
     first = problem.run("triton")
     for _ in range(3 if DEVICE.type == "cuda" else 1):
         assert all(torch.equal(a, b) for a, b in zip(first, problem.run("triton"), strict=True))
@@ -186,8 +191,8 @@ def test_long_chunks_and_short_ones_agree(monkeypatch):
     [(((16384,), 64, 4, False, 64), 4), (((128, 128), 8, 2, False, 64), 4)],
     ids=["sequence", "image"],
 )
-@BOTH
-def test_extra_memory_is_a_quarter_of_inputs_outputs_and_gradients_at_most(monkeypatch, shape, heads, linear):
+@ALL
+def test_extra_memory_is_a_quarter_of_inputs_outputs_and_gradients_at_most(monkeypatch, shape, heads, attends):
     """Of what the host code allocates, launches left out: device memory does not depend on what the kernels compute."""
 
     class Nothing:
@@ -197,15 +202,14 @@ def test_extra_memory_is_a_quarter_of_inputs_outputs_and_gradients_at_most(monke
     for name in [name for name in vars(fused.kernels) if name.startswith(("attend_", "sum_"))]:
         monkeypatch.setattr(fused.kernels, name, Nothing())
     torch.use_deterministic_algorithms(False)
-    problem = Problem(shape, torch.float16, linear=linear, batch=1, heads=heads)
+    problem = Problem(shape, torch.float16, attends=attends, batch=1, heads=heads)
     problem.run("triton")  # tables are made once per geometry
     leaves = [x.requires_grad_() for x in problem.inputs]
     bytes_of = lambda tensors: sum(x.numel() * x.element_size() for x in tensors)  # noqa: E731
     given = bytes_of([*leaves, problem.grad])
 
     def step():
-        function = fma_linear_attention if linear else fma_attention
-        function(*leaves, problem.hierarchy, backend="triton").backward(problem.grad)
+        problem.attention(leaves, "triton").backward(problem.grad)
 
     peak = peak_mib(step, DEVICE) * 2**20
     results = bytes_of([*leaves, problem.grad])  # gradients and output
@@ -223,13 +227,13 @@ def test_precision_of_float32_is_that_of_matrix_products(monkeypatch):
     assert fused._precision() == "ieee"
 
 
-@BOTH
-def test_dropout_is_the_same_in_both_passes(linear):
+@ALL
+def test_dropout_is_the_same_in_both_passes(attends):
     """Weights, read off by one-hot values, are those of the exact softmax, kept with the given probability and scaled;
     the gradients are those of exactly these weights."""
     p, shape = 0.4, ((40,), 4, 1, False, 64)
-    problem = Problem(shape, linear=linear, batch=1)
-    n, s = problem.hierarchy.num_tokens, problem.hierarchy.num_summaries
+    problem = Problem(shape, attends=attends, batch=1)
+    n, s = problem.hierarchy.num_tokens, 0 if attends == "near" else problem.hierarchy.num_summaries
 
     def weights(probability):
         one_hot = torch.eye(n + s, device=DEVICE)[None, None]
@@ -237,7 +241,9 @@ def test_dropout_is_the_same_in_both_passes(linear):
         for block in one_hot.split(64, -1):
             inputs = [x.clone() for x in problem.inputs]
             block = F.pad(block, [0, 64 - block.shape[-1]])
-            inputs[2], inputs[-1] = block[:, :, :n].contiguous(), block[:, :, n:].contiguous()
+            inputs[2] = block[:, :, :n].contiguous()
+            if s:
+                inputs[-1] = block[:, :, n:].contiguous()
             torch.manual_seed(5)
             columns.append(problem.run("triton", inputs=inputs, dropout_p=probability)[0])
         return torch.cat(columns, -1)[0, 0, :, : n + s]
@@ -251,11 +257,12 @@ def test_dropout_is_the_same_in_both_passes(linear):
 
     torch.manual_seed(5)
     out, *grads = problem.run("triton", dropout_p=p)
-    values = torch.cat([problem.inputs[2], problem.inputs[-1]], 2)
-    torch.testing.assert_close(out, dropped @ values, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(
-        torch.cat([grads[2], grads[-1]], 2), dropped.mT @ problem.grad, rtol=1e-3, atol=1e-4
-    )  # fmt: skip
+
+    def of_values(tensors):
+        return torch.cat([tensors[2], tensors[-1]], 2) if s else tensors[2]
+
+    torch.testing.assert_close(out, dropped @ of_values(problem.inputs), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(of_values(grads), dropped.mT @ problem.grad, rtol=1e-3, atol=1e-4)
     # The gradient of the queries, by the difference along one direction.
     step = 1e-2 * torch.sign(grads[0])
     shifted = []
@@ -270,21 +277,21 @@ def test_dropout_is_the_same_in_both_passes(linear):
 def test_lists_name_every_pair_once():
     """Tables of all kernels, whatever the tile, against who reads whom by definition."""
     for grid, cell_size, rank, causal, _ in (SMALL | ODD).values():
-        hierarchy = Hierarchy(grid, cell_size, rank, causal)
+        hierarchy = Hierarchy(grid, cell_size, rank, causal=causal)
         if hierarchy.num_tokens > 700:
             continue
         near, far, _ = _membership(hierarchy, torch.device("cpu"))
         in_order = torch.ones_like(near).tril() if causal else torch.ones_like(near)
         exists = token_counts(hierarchy, torch.device("cpu"))[0] > 0
-        geometry = schedules.Geometry(hierarchy, 0, True)
+        level_pass = tables.LevelPass(hierarchy, 0, far=True)
         sizes = len(near), len(near) + len(exists)
         for tile in (16, 64):
-            reads = pairs(schedules.query_schedule(geometry, tile, torch.device("cpu")), *sizes)
+            reads = pairs(tables.query_schedule(level_pass, tile, torch.device("cpu")), *sizes)
             assert torch.equal(reads[:, : len(near)] * in_order, near.long())
             assert torch.equal(reads[:, len(near) :], (far & exists).long())
-            read_by = pairs(schedules.key_schedule(geometry, tile, torch.device("cpu")), *near.shape)
+            read_by = pairs(tables.key_schedule(level_pass, tile, torch.device("cpu")), *near.shape)
             assert torch.equal(read_by.T * in_order, near.long())
-            parts, _ = schedules.far_key_schedule(geometry, tile, 40, 16, torch.device("cpu"))
+            parts, _ = tables.far_key_schedule(level_pass, tile, 40, 16, torch.device("cpu"))
             assert torch.equal(pairs(parts, *far.T.shape).T, far.long())
 
 

@@ -5,12 +5,13 @@ import inspect
 
 import pytest
 import torch
+from helpers.tensors import random
 from torch.utils.flop_counter import FlopCounterMode
 
 from fma_kernels import Hierarchy, SummaryBasis, aggregate, summaries
 
 pytest.importorskip("triton")
-from fma_kernels.backends.triton import pooling, pooling_kernels
+from fma_kernels.backends.triton import compile_cases, pooling, pooling_kernels
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,10 +47,6 @@ SHAPES = {
 SOME = ["sequence", "shared heads", "image of 49-token cells", "mean", "volume", "causal queries"]
 
 
-def random(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 class Problem:
     """Random inputs, rounded to a dtype; results of both backends in any precision on the very same numbers."""
 
@@ -78,7 +75,9 @@ class Problem:
         x = self.x.to(dtype or self.x.dtype).clone() if x is None else x
         x.requires_grad_()
         basis = copy.deepcopy(self.basis) if dtype is None else copy.deepcopy(self.basis).to(dtype)
-        out = aggregate(x, basis, self.hierarchy, self.mask, self.queries, backend=backend)
+        out = aggregate(
+            x, basis, self.hierarchy, key_padding_mask=self.mask, queries=self.queries, backend=backend
+        )
         out.backward(self.grad.to(out.dtype))
         weights = {name: parameter.grad for name, parameter in basis.named_parameters()}
         return {"out": out.detach(), "x": x.grad, **{name: g for name, g in weights.items() if g is not None}}
@@ -153,7 +152,7 @@ def test_the_same_bits_every_time(name):
 def test_splits_of_many_cells():
     """More cells than one split takes, in a batch: weights get the gradients of all of them."""
     problem = Problem((50,), 2, 1, {}, batch=3)
-    cells = 3 * problem.hierarchy.cells(1)[0]
+    cells = 3 * problem.hierarchy.cell_grid(1)[0]
     assert cells > 2 * pooling._MIN_ITEMS
     assert_as_good_as_torch(problem.run("triton"), problem)
 
@@ -208,12 +207,12 @@ def test_operator(name):
     problem = Problem(*SHAPES[name], batch=1)
     h = problem.hierarchy
     weight, upper = (w.detach() for w in summaries._cell_weights(problem.basis, h, DEVICE))
-    geometry = (list(h.grid), h.cell_size, h.rank, h.causal, problem.queries)
+    level_pass = (list(h.grid), h.cell_size, h.rank, h.causal, problem.queries)
     mask = torch.zeros(1, h.num_tokens, dtype=torch.bool, device=DEVICE)
     leaves = [x.clone().requires_grad_() for x in (problem.x, weight, upper)]
-    torch.library.opcheck(OPS.pool.default, (*leaves, mask, *geometry, True))
-    out, sums = OPS.pool(problem.x, weight, upper, None, *geometry, True)
-    arguments = (torch.ones_like(out), problem.x, weight, upper, None, sums, *geometry)
+    torch.library.opcheck(OPS.pool.default, (*leaves, mask, *level_pass, True))
+    out, sums = OPS.pool(problem.x, weight, upper, None, *level_pass, True)
+    arguments = (torch.ones_like(out), problem.x, weight, upper, None, sums, *level_pass)
     torch.library.opcheck(OPS.pool_backward.default, arguments)
 
 
@@ -256,7 +255,7 @@ def test_flops(name):
         assert forward == by_axis
     else:  # the axes of a cell at once
         h, (batch, heads, _, dim) = problem.hierarchy, problem.x.shape
-        cells = [torch.tensor(h.cells(level)).prod().item() for level in h.levels]
+        cells = [torch.tensor(h.cell_grid(level)).prod().item() for level in h.levels]
         inputs = h.cell_size**h.ndim * cells[0] + (2 * h.rank) ** h.ndim * sum(cells[1:])
         assert forward == 2 * batch * heads * dim * h.rank**h.ndim * inputs
 
@@ -283,10 +282,11 @@ def test_another_length_compiles_nothing():
     assert compiled() == before
 
 
-def test_every_shipped_configuration_is_a_case():
-    names = [case[0] for case in pooling.aot_cases()]
-    assert len(names) == len(set(names))
-    for _, kernel, types, constants, warps, stages in pooling.aot_cases():
-        assert {*types, *constants} == set(kernel.arg_names)
-        assert not set(types) & set(constants)
-        assert (warps, stages) == (pooling.WARPS, pooling.STAGES)
+def test_every_kernel_of_every_cell_is_a_case():
+    cases = list(compile_cases.pooling_cases())
+    names = [case.name for case in cases]
+    assert len(names) == len(set(names)) and {case.kernel for case in cases} == set(KERNELS)
+    for case in cases:
+        assert {*case.types, *case.constants} == set(case.kernel.arg_names)
+        assert not set(case.types) & set(case.constants)
+        assert (case.warps, case.stages) == (pooling.WARPS, pooling.STAGES)

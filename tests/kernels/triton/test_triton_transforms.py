@@ -13,13 +13,13 @@ from fma_kernels.ops import attention
 
 pytest.importorskip("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-KINDS = pytest.mark.parametrize("linear", [False, True], ids=["fma", "fma_linear"])
+KINDS = pytest.mark.parametrize("kind", ["fma", "fma_linear"])
 on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
 
 
-def make_module(linear=False, **options):
+def make_module(kind="fma", **options):
     torch.manual_seed(0)
-    return FMAttention(32, 2, 8, 2, query_summaries=linear, backend="triton", **options).to(DEVICE)
+    return FMAttention(32, 2, cell_size=8, rank=2, attention=kind, backend="triton", **options).to(DEVICE)
 
 
 def tokens(n=40, batch=1):
@@ -41,18 +41,18 @@ def assert_same(mine, theirs):
 def test_the_operator_keeps_its_contract(masked):
     """Schema, shapes, strides and dtypes under tracing, gradients: PyTorch's own checks."""
     hierarchy = Hierarchy((40,), 8, 2)
-    h = [list(hierarchy.grid), hierarchy.cell_size, hierarchy.rank, hierarchy.causal]
+    h = hierarchy.pack()
     x = [torch.randn(1, 1, 40, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
     far = [torch.randn(1, 1, hierarchy.num_summaries, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
     mask = torch.arange(40, device=DEVICE)[None] % 3 == 0 if masked else None
-    for summaries in (far, [None, *far[1:]]):
+    for summaries in (far, [None, *far[1:]], [None] * 3):
         inputs = (*x, *summaries, mask, None, *h, 0.5, True, 0.0, "triton")
         torch.library.opcheck(attention._attend, inputs)
 
 
 @KINDS
-def test_compiles_in_one_graph_for_any_length(linear):
-    module = make_module(linear)
+def test_compiles_in_one_graph_for_any_length(kind):
+    module = make_module(kind)
     torch.compiler.reset()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
     for n in (40, 57):
@@ -63,7 +63,7 @@ def test_compiles_in_one_graph_for_any_length(linear):
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_compiles_with_a_grid_of_symbols(backend):
     """The grid comes from the shape of an image: symbols, where shapes are dynamic."""
-    attention = FMAttention(32, 2, 4, 2, ndim=2, backend=backend).to(DEVICE)
+    attention = FMAttention(32, 2, cell_size=4, rank=2, ndim=2, backend=backend).to(DEVICE)
 
     def model(image):
         return attention(image.flatten(1, 2), image.shape[1:3]).view_as(image)
@@ -78,17 +78,17 @@ def test_compiles_with_a_grid_of_symbols(backend):
 class OfLength(torch.nn.Module):
     """A model of sequences of one length."""
 
-    def __init__(self, n, linear):
+    def __init__(self, n, kind):
         super().__init__()
-        self.grid, self.attention = (n,), make_module(linear)
+        self.grid, self.attention = (n,), make_module(kind)
 
     def forward(self, x):
         return self.attention(x, self.grid).relu()
 
 
 @KINDS
-def test_exports_with_any_batch_size(linear):
-    model = OfLength(40, linear).eval()
+def test_exports_with_any_batch_size(kind):
+    model = OfLength(40, kind).eval()
     dynamic = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
     program = torch.export.export(model, (tokens(batch=3).detach(),), dynamic_shapes=dynamic)
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
@@ -99,7 +99,7 @@ def test_exports_with_any_batch_size(linear):
 
 @pytest.mark.slow
 def test_ahead_of_time_inductor_package(tmp_path):
-    model = OfLength(40, False).eval()
+    model = OfLength(40, "fma").eval()
     with torch.no_grad():
         program = torch.export.export(model, (tokens().detach(),))
         path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
@@ -205,8 +205,8 @@ def test_auto_says_once_why_it_falls_back(caplog, monkeypatch):
 
 @on_gpu
 @KINDS
-def test_cuda_graphs_replay_the_step(linear):
-    module, x = make_module(linear), tokens(200)
+def test_cuda_graphs_replay_the_step(kind):
+    module, x = make_module(kind), tokens(200)
     expected = results(module, module, x)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -224,11 +224,12 @@ def test_cuda_graphs_replay_the_step(linear):
 
 @on_gpu
 @KINDS
-def test_another_length_compiles_no_kernel(linear):
+def test_another_length_compiles_no_kernel(kind):
     """A cell of 8 and n from 100 to 1000: after the first, every launch finds its kernel."""
     import triton
 
-    module = FMAttention(56, 2, 8, 2, query_summaries=linear).to(DEVICE)  # head dimension 28, which no other test has
+    # No other test has the head dimension 28.
+    module = FMAttention(56, 2, cell_size=8, rank=2, attention=kind).to(DEVICE)
     compiled = []
 
     def step(n):

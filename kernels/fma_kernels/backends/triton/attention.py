@@ -1,6 +1,6 @@
 """Fused attention: what the kernels of :mod:`.attention_kernels` are launched with.
 
-The two functions take and give what those of :mod:`..torch_attention` do. Device memory beyond inputs, outputs and
+The two functions take and give what those of :mod:`..torch.attention` do. Device memory beyond inputs, outputs and
 gradients: 8 bytes per query in the backward pass (log-sum-exp and delta), a few numbers per summary, and the partial
 gradients of far summaries, of as many sequences at a time as :data:`PARTIAL_BYTES` hold.
 """
@@ -8,16 +8,16 @@ gradients of far summaries, of as many sequences at a time as :data:`PARTIAL_BYT
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ...layout import token_counts
-from ..call import Geometry, Options
+from ...caches import cached
+from ...cells import token_counts
+from ..level_pass import LevelPass, Options
 from . import attention_kernels as kernels
-from .schedule import Schedule, carry_rows, far_key_schedule, key_schedule, query_schedule
-from .tuning import Tiling, padded, tiling
+from .attention_tables import Schedule, carry_rows, far_key_schedule, key_schedule, query_schedule
+from .attention_tilings import Tiling, padded, tiling
 
 #: Most bytes of partial gradients at a time (at least those of one sequence).
 PARTIAL_BYTES = 2**27
@@ -30,7 +30,7 @@ _WIDTH = 16
 
 
 def forward(
-    geometry: Geometry,
+    level_pass: LevelPass,
     query: Tensor,
     keys: list[Tensor],
     values: list[Tensor],
@@ -41,23 +41,23 @@ def forward(
     out, lse = into or (query.new_empty(query.shape), query.new_empty(query.shape[:-1], dtype=torch.float32))
     if not out.numel():
         return out, lse
-    call = _Call(geometry, query, keys, values, options)
+    call = _KernelCall(level_pass, query, keys, values, options)
     config = call.tiling("forward")
-    schedule = query_schedule(geometry, config.own, query.device)
+    schedule = query_schedule(level_pass, config.own, query.device)
     carry = carry_lse = carry_of_query = call.dummy
     if options.carry is not None:
         carry, carry_lse = _floats(options.carry), _floats(options.carry_lse)
-        carry_of_query = carry_rows(geometry, query.device)[0]
+        carry_of_query = carry_rows(level_pass, query.device)[0]
     kernels.attend_forward[(schedule.items * call.sequences,)](
         *call.inputs(), call.bias, carry, carry_lse, carry_of_query, call.seed, out, lse, *_tables(schedule),
         *call.numbers(schedule), carry.shape[-2], *call.input_strides(),
-        HAS_FAR=geometry.far, HAS_CARRY=options.carry is not None, **call.constants(schedule, config),
+        HAS_FAR=level_pass.far, HAS_CARRY=options.carry is not None, **call.constants(schedule, config),
     )  # fmt: skip
     return out, lse
 
 
 def backward(
-    geometry: Geometry,
+    level_pass: LevelPass,
     grad_out: Tensor,
     grad_lse: Tensor,
     out: Tensor,
@@ -73,29 +73,31 @@ def backward(
     grads = [x.new_empty(x.shape) for x in (query, *sources, *carry)]
     if not query.numel():
         return [grad.zero_() for grad in grads]
-    call = _Call(geometry, query, keys, values, options)
+    call = _KernelCall(level_pass, query, keys, values, options)
     grad_out, grad_lse = _rows(grad_out), grad_lse.contiguous()
     delta = torch.empty_like(lse)
     call.grad_queries(grad_out, grad_lse, out.contiguous(), lse, grads[0], delta)
     given = (lse, delta, grad_out)
     call.grad_keys(*given, *grads[1:3])
-    if geometry.far:
+    if level_pass.far:
         call.grad_far_keys(*given, *grads[3:5])
     if carry:
         call.grad_carry(*given, *grads[-2:])
     return grads
 
 
-class _Call:
+class _KernelCall:
     """The inputs of one call as the kernels take them."""
 
-    def __init__(self, geometry: Geometry, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options):
-        self.geometry, self.options = geometry, options
+    def __init__(
+        self, level_pass: LevelPass, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options
+    ):
+        self.level_pass, self.options = level_pass, options
         self.query, self.device = _rows(query), query.device
         self.sources = [(_rows(k), _rows(v)) for k, v in zip(keys, values, strict=True)]
         self.batch, self.heads, self.queries, self.dim = query.shape
         self.sequences, self.keys = self.batch * self.heads, keys[0].shape[2]
-        self.bias = _bias(geometry, options.mask, options.group_bias, query.device)
+        self.bias = _bias(level_pass, options.mask, options.group_bias, query.device)
         self.bias_stride = self.bias.shape[1] if len(self.bias) > 1 else 0
         self.dummy = self.bias  # for arguments that a kernel does not read
         self.seed = self.dummy if options.seed is None else options.seed
@@ -113,16 +115,16 @@ class _Call:
 
     def numbers(self, schedule: Schedule) -> list[float | int]:
         """What every launch of an attention kernel takes between its tables and its strides."""
-        options, geometry = self.options, self.geometry
+        options, level_pass = self.options, self.level_pass
         sizes = (schedule.items, schedule.slots, schedule.group, self.heads, self.queries, self.keys, self.bias_stride)
-        return [options.scale, options.dropout_p, geometry.level, *sizes]
+        return [options.scale, options.dropout_p, level_pass.level, *sizes]
 
     def constants(self, schedule: Schedule, config: Tiling) -> dict:
         """What kernels are compiled for."""
         return dict(
             DIM=self.dim, BLOCK_OWN=padded(schedule.slots),
             BLOCK=config.block, BLOCK_DIM=padded(self.dim), HAS_BITS=schedule.bits is not None,
-            HAS_DROPOUT=self.options.dropout_p > 0, CAUSAL=self.geometry.diagonal, PRECISION=self.precision,
+            HAS_DROPOUT=self.options.dropout_p > 0, CAUSAL=self.level_pass.diagonal, PRECISION=self.precision,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
@@ -130,16 +132,16 @@ class _Call:
         self, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, grad_query: Tensor, delta: Tensor
     ) -> None:
         config = self.tiling("queries")
-        schedule = query_schedule(self.geometry, config.own, self.device)
+        schedule = query_schedule(self.level_pass, config.own, self.device)
         kernels.attend_backward_queries[(schedule.items * self.sequences,)](
             *self.inputs(), self.bias, self.seed, out, lse, grad_out, grad_lse, grad_query, delta, *_tables(schedule),
             *self.numbers(schedule), *self.input_strides(), *grad_out.stride()[:3],
-            HAS_FAR=self.geometry.far, **self.constants(schedule, config),
+            HAS_FAR=self.level_pass.far, **self.constants(schedule, config),
         )  # fmt: skip
 
     def grad_keys(self, lse: Tensor, delta: Tensor, grad_out: Tensor, grad_key: Tensor, grad_value: Tensor) -> None:
         config = self.tiling("keys")
-        schedule = key_schedule(self.geometry, config.own, self.device)
+        schedule = key_schedule(self.level_pass, config.own, self.device)
         self._grad_keys(
             self.sources[0], self.bias, schedule, config, (lse, delta, grad_out), (grad_key, grad_value),
             schedule.items * self.sequences, partial=False,
@@ -148,7 +150,7 @@ class _Call:
     def grad_far_keys(self, lse: Tensor, delta: Tensor, grad_out: Tensor, grad_key: Tensor, grad_value: Tensor) -> None:
         """Partial results by chunk of queries, then their sums: no atomics, so that every run gives the same bits."""
         config = self.tiling("far_keys")
-        schedule, reduction = far_key_schedule(self.geometry, config.own, _CHUNK_TOKENS, _WIDTH, self.device)
+        schedule, reduction = far_key_schedule(self.level_pass, config.own, _CHUNK_TOKENS, _WIDTH, self.device)
         partials, rows = schedule.items * schedule.slots, grad_key.shape[2]
         at_once = min(self.sequences, max(1, PARTIAL_BYTES // (2 * 4 * partials * self.dim)))
         partial = grad_key.new_empty(2, at_once, partials, self.dim, dtype=torch.float32)
@@ -173,12 +175,12 @@ class _Call:
             self.query, key, value, bias, self.seed, lse, delta, grad_out, *grads, *_tables(schedule),
             *self.numbers(schedule), partials, first_sequence,
             *(stride for x in (self.query, key, value, grad_out) for stride in x.stride()[:3]),
-            PARTIAL=partial, **self.constants(schedule, config) | dict(CAUSAL=self.geometry.diagonal and not partial),
+            PARTIAL=partial, **self.constants(schedule, config) | dict(CAUSAL=self.level_pass.diagonal and not partial),
         )  # fmt: skip
 
     def grad_carry(self, lse: Tensor, delta: Tensor, grad_out: Tensor, grad_carry: Tensor, grad_lse: Tensor) -> None:
         carry, carry_lse = _floats(self.options.carry), _floats(self.options.carry_lse)
-        members = carry_rows(self.geometry, self.device)[1]
+        members = carry_rows(self.level_pass, self.device)[1]
         carries, most = members.shape
         blocks = -(-carries // _WIDTH)
         kernels.attend_backward_carry[(blocks * self.sequences,)](
@@ -216,26 +218,26 @@ def _floats(x: Tensor) -> Tensor:
     return x.to(torch.float32).contiguous()
 
 
-def _bias(geometry: Geometry, mask: Tensor | None, group_bias: bool, device: torch.device) -> Tensor:
+def _bias(level_pass: LevelPass, mask: Tensor | None, group_bias: bool, device: torch.device) -> Tensor:
     """Added to the logits, in units of log 2, by key: (B or 1, keys and then far summaries) float32.
 
     0 or log2(count); -inf for what does not exist.
     """
-    return _full_bias(geometry, group_bias, device) if mask is None else _make_bias(geometry, mask, group_bias)
+    return _full_bias(level_pass, group_bias, device) if mask is None else _make_bias(level_pass, mask, group_bias)
 
 
-@lru_cache(maxsize=64)
-def _full_bias(geometry: Geometry, group_bias: bool, device: torch.device) -> Tensor:
-    mask = torch.zeros(1, geometry.hierarchy.num_tokens, dtype=torch.bool, device=device)
-    return _make_bias(geometry, mask, group_bias)
+@cached
+def _full_bias(level_pass: LevelPass, group_bias: bool, device: torch.device) -> Tensor:
+    mask = torch.zeros(1, level_pass.hierarchy.num_tokens, dtype=torch.bool, device=device)
+    return _make_bias(level_pass, mask, group_bias)
 
 
-def _make_bias(geometry: Geometry, mask: Tensor, group_bias: bool) -> Tensor:
-    hierarchy, level = geometry.hierarchy, geometry.level
+def _make_bias(level_pass: LevelPass, mask: Tensor, group_bias: bool) -> Tensor:
+    hierarchy, level = level_pass.hierarchy, level_pass.level
     counts = []
     if level == 0:
         counts.append((~mask).float())
-    if level or geometry.far:
+    if level or level_pass.far:
         far = token_counts(hierarchy, mask.device, mask)
         counts.append(far.split(hierarchy.level_sizes, 1)[level - 1] if level else far)
     counts = torch.cat(counts, 1)

@@ -1,13 +1,13 @@
 """Kernels of the attention. Logits are in units of log 2 inside, so that exponentials are ``exp2``.
 
-All of them gather tiles of rows that the tables of :mod:`.schedule` name. B and H strides come with every tensor that a
-caller may lay out as it likes; results and what is saved between both passes are contiguous.
+All of them gather tiles of rows that the tables of :mod:`.attention_tables` name. B and H strides come with every
+tensor that a caller may lay out as it likes; results and what is saved between both passes are contiguous.
 """
 
 import triton
 import triton.language as tl
 
-from .tiles import LN_2, LOG2_E, dropout_factor, load_rows, load_two, locate, paired, store_rows
+from .attention_tiles import LN_2, LOG2_E, dropout_factor, load_rows, load_two, locate, paired, store_rows
 
 #: Arguments whose values and alignment change with the input but need no kernel of their own. How rows are aligned,
 #: :func:`.tiles._channels` tells the compiler.

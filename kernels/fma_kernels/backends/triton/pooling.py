@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -12,8 +10,9 @@ import torch
 import triton
 from torch import Tensor
 
+from ...caches import cached
+from ...cells import token_counts
 from ...hierarchy import Hierarchy
-from ...layout import token_counts
 from . import pooling_kernels as kernels
 from .pooling_tables import Pyramid, launches, tables
 
@@ -50,7 +49,7 @@ def config(head_dim: int, summaries: int, fanout: int) -> Config:
     return Config(min(32, triton.next_power_of_2(head_dim)), part, levels, leaves // fanout ** (levels - 1))
 
 
-def _input_block(inputs: int, part: int) -> int:
+def input_block(inputs: int, part: int) -> int:
     """Inputs of a cell per program of the gradients: their weights and those weights' gradients stay in registers."""
     return min(triton.next_power_of_2(inputs), 128 // triton.next_power_of_2(part), 64)
 
@@ -89,8 +88,9 @@ def forward(
             *_strides(source), hierarchy.num_tokens, hierarchy.num_summaries, _batch_stride(scale), heads, blocks,
             0 if lowest else pyramid.num_cells[0], launch.level, len(upper) - 1,
             0 if lowest else min(launch.level - 2, len(upper) - 1),
-            **_constants(pyramid, dim, cfg, len(weight) < heads), INPUTS=rows.shape[1], LEVELS=levels, LEAVES=leaves,
-            FANOUT=pyramid.fanout, VECTOR=_vector(source), ALL_SUMS=all_sums, num_warps=WARPS, num_stages=STAGES,
+            **kernel_constants(pyramid, dim, cfg, len(weight) < heads), INPUTS=rows.shape[1], LEVELS=levels,
+            LEAVES=leaves, FANOUT=pyramid.fanout, VECTOR=_vector(source), ALL_SUMS=all_sums,
+            num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
     return out, sums
 
@@ -134,7 +134,7 @@ def _spread(grad: Tensor, upper: Tensor, mask: Tensor | None, pyramid: Pyramid, 
         kernels.spread_gradients[grid](
             grad, scale, upper, grad_sums, table.rows, table.parents, launch.cells,
             rows, _batch_stride(scale), heads, blocks, launch.level, len(upper) - 1,
-            **_constants(pyramid, dim, cfg, shared), LEVELS=levels, LEAVES=leaves, FANOUT=pyramid.fanout,
+            **kernel_constants(pyramid, dim, cfg, shared), LEVELS=levels, LEAVES=leaves, FANOUT=pyramid.fanout,
             VECTOR=_vector(grad), num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
     return grad_sums
@@ -155,7 +155,7 @@ def _input_gradients(
     batch, heads, tokens, dim = x.shape
     inputs, groups, shared = weight.shape[-2], len(bounds) - 1, weight.shape[-4] < heads
     cfg = config(dim, pyramid.summaries, pyramid.fanout)
-    block = _input_block(inputs, cfg.part)
+    block = input_block(inputs, cfg.part)
     programs = heads * triton.cdiv(dim, cfg.channels) * triton.cdiv(inputs, block) * (pyramid.summaries // cfg.part)
     items = batch * max(stop - start for start, stop in pairwise(bounds))
     # Of the cells above the first level, half belong to the second: about twice the work of an even share.
@@ -164,7 +164,7 @@ def _input_gradients(
     kernels.input_gradients[(programs * groups * splits,)](
         x, _bytes(mask), grad_sums, weight, grad_x, parts, input_rows, tables(pyramid, x.device).rows,
         _bounds(bounds, x.device), *_strides(x), tokens, grad_sums.shape[2], batch, heads, splits, first_cell,
-        **_constants(pyramid, dim, cfg, shared), INPUTS=inputs, BLOCK=block, VECTOR=_vector(x),
+        **kernel_constants(pyramid, dim, cfg, shared), INPUTS=inputs, BLOCK=block, VECTOR=_vector(x),
         num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return parts.sum((1, 2), keepdim=True).squeeze(1) if shared else parts.sum(1)
@@ -174,7 +174,8 @@ def _input_gradients(
 _PROGRAMS, _MIN_ITEMS = 1024, 8
 
 
-def _constants(pyramid: Pyramid, dim: int, cfg: Config, shared: bool) -> dict[str, Any]:
+def kernel_constants(pyramid: Pyramid, dim: int, cfg: Config, shared: bool) -> dict[str, Any]:
+    """Constants that every kernel is compiled for; ``shared``: heads share their weights."""
     return dict(DIM=dim, SUMMARIES=pyramid.summaries, PART=cfg.part, CHANNELS=cfg.channels, SHARED=shared)
 
 
@@ -205,64 +206,17 @@ def _scale(pyramid: Pyramid, mask: Tensor | None, device: torch.device) -> Tenso
     return _sizes(pyramid.hierarchy, device) / token_counts(pyramid.hierarchy, device, mask).clamp_(min=1)
 
 
-@lru_cache(maxsize=32)
+@cached
 def _full_scale(hierarchy: Hierarchy, device: torch.device) -> Tensor:
     return _sizes(hierarchy, device) / token_counts(hierarchy, device).clamp(min=1)
 
 
-@lru_cache(maxsize=32)
+@cached
 def _sizes(hierarchy: Hierarchy, device: torch.device) -> Tensor:
     sizes = [float(hierarchy.cell_width(level) // hierarchy.rank) ** hierarchy.ndim for level in hierarchy.levels]
     return torch.tensor(sizes, dtype=torch.float32).repeat_interleave(torch.tensor(hierarchy.level_sizes)).to(device)
 
 
-@lru_cache(maxsize=64)
+@cached
 def _bounds(bounds: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(bounds, dtype=torch.int32).to(device)
-
-
-#: Cells that the models use, and one with more summaries than a program holds: (axes, cell size, rank, windows).
-_SHIPPED = (
-    (1, 64, 4, False), (1, 64, 4, True), (1, 64, 1, False), (1, 64, 16, False), (2, 7, 1, False), (2, 8, 1, False),
-    (2, 8, 2, False), (3, 4, 1, False), (3, 4, 2, False),
-)  # fmt: skip
-
-
-def aot_cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, int]]:
-    """Every kind of kernel that is launched, to be compiled ahead of time.
-
-    Yields:
-        Name, kernel, types of its arguments, constants, warps and stages.
-    """
-    for ndim, cell_size, rank, windows in _SHIPPED:
-        pyramid = Pyramid(Hierarchy((cell_size,) * ndim, cell_size, rank, causal=windows), windows)
-        for dtype in ("bf16", "fp32"):  # other head dimensions have the same tiles
-            name = f"{ndim}D r{cell_size} p{rank}{' windows' if windows else ''} {dtype}"
-            yield from _aot_cases(name, pyramid, dtype, dim=64)
-
-
-def _aot_cases(name: str, pyramid: Pyramid, dtype: str, dim: int):
-    cfg = config(dim, pyramid.summaries, pyramid.fanout)
-    leaves = cfg.tops * pyramid.fanout ** (cfg.levels - 1)
-    constants = dict(_constants(pyramid, dim, cfg, shared=False), VECTOR=4)
-    block = dict(constants, FANOUT=pyramid.fanout, LEVELS=cfg.levels, LEAVES=leaves)
-    missing = dict(SCALE=None) if pyramid.windows else {}
-    above = pyramid.fanout * pyramid.summaries
-
-    def case(kind: str, kernel: Any, constants: dict[str, Any], **types: str):
-        types = {arg: types.get(arg, "i32") for arg in kernel.arg_names if arg not in constants}
-        return f"{kind} {name}", kernel, types, constants, WARPS, STAGES
-
-    tables = dict.fromkeys(("INPUT_ROWS", "ROWS", "CELLS", "PARENTS", "BOUNDS"), "*i32")
-    floats = dict.fromkeys(("WEIGHT", "UPPER", "SCALE", "SUMS", "GRAD_SUMS", "GRAD_WEIGHT"), "*fp32")
-    tokens = dict(X=f"*{dtype}", OUT=f"*{dtype}", GRAD=f"*{dtype}", GRAD_X=f"*{dtype}", MASK="*u8", **tables, **floats)
-    sums = dict(tokens, X="*fp32")
-    kernel, more = kernels.pool, dict(block, **missing, ALL_SUMS=True)
-    yield case("pool tokens", kernel, dict(more, INPUTS=pyramid.taps), **tokens)
-    yield case("pool summaries", kernel, dict(more, INPUTS=above, MASK=None), **sums)
-    yield case("spread gradients", kernels.spread_gradients, dict(block, **missing), **tokens)
-    kernel, more = kernels.input_gradients, dict(constants)
-    size = dict(INPUTS=pyramid.taps, BLOCK=_input_block(pyramid.taps, cfg.part))
-    yield case("gradients of tokens", kernel, dict(more, **size), **tokens)
-    size = dict(INPUTS=above, BLOCK=_input_block(above, cfg.part))
-    yield case("gradients of summaries", kernel, dict(more, **size, MASK=None, GRAD_X=None), **sums)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...caches import cached
 from ...hierarchy import EMPTY, Hierarchy
 
 
@@ -92,7 +92,7 @@ class Pyramid:
         return self.hierarchy.cell_size // self.hierarchy.rank if self.windows else self.hierarchy.cell_size
 
     def _shape(self, level: int) -> tuple[int, ...]:
-        return self.hierarchy.summaries(level) if self.windows else self.hierarchy.cells(level)
+        return self.hierarchy.summary_grid(level) if self.windows else self.hierarchy.cell_grid(level)
 
     # Cells are given by their coordinates, (m, D); those outside of the grid belong to no cell.
 
@@ -106,7 +106,7 @@ class Pyramid:
         """Places of the summaries of each cell: (m, summaries)."""
         sub_blocks = cells[:, None] * self._rank + _box([self._rank] * self.hierarchy.ndim)
         offset = sum(self.hierarchy.level_sizes[: level - 1])
-        return _flat(sub_blocks, self.hierarchy.summaries(level), offset)
+        return _flat(sub_blocks, self.hierarchy.summary_grid(level), offset)
 
     def _tokens(self, cells: Tensor) -> Tensor:
         """Tokens of each level-1 cell: (m, taps)."""
@@ -149,7 +149,7 @@ def _flat(index: Tensor, shape: Sequence[int], offset: int = 0) -> Tensor:
     return torch.where(inside, number + offset, EMPTY)
 
 
-@lru_cache(maxsize=32)
+@cached
 def tables(pyramid: Pyramid, device: torch.device) -> Tables:
     """The tables of a pyramid of at least one level, on a device."""
     levels = {level: _box(pyramid._shape(level)) for level in pyramid.hierarchy.levels}
@@ -164,7 +164,7 @@ def tables(pyramid: Pyramid, device: torch.device) -> Tables:
     return Tables(*(part.to(device, torch.int32) for part in parts))
 
 
-@lru_cache(maxsize=64)
+@cached
 def launches(pyramid: Pyramid, levels: int, tops: int, device: torch.device) -> list[Launch]:
     """The launches that make all levels, bottom up.
 

@@ -1,7 +1,7 @@
-"""The kernels that are shipped, as the compiler takes them: every tiling, and what else they are compiled for.
+"""Cases for the ahead-of-time compiler: every kernel of the library, with each tiling and each option.
 
-tools/kernel_resources.py compiles them without a GPU. They follow the launches of :mod:`.attention` and
-:mod:`.pooling`; a new row of :data:`.tuning.TILINGS` makes cases by itself.
+tools/kernel_resources.py compiles the cases without a GPU. They follow the launches of :mod:`.attention` and
+:mod:`.pooling`; a new row of :data:`.attention_tilings.TILINGS` makes cases by itself.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 import triton
 
+from ...hierarchy import Hierarchy
 from . import attention_kernels as kernels
-from .pooling import aot_cases
-from .tuning import KERNELS, TILINGS, Tiling, padded
+from . import pooling, pooling_kernels
+from .attention_tilings import KERNELS, TILINGS, Tiling, padded
+from .pooling_tables import Pyramid
 
 
 class Case(NamedTuple):
@@ -67,7 +69,14 @@ _BITS = dict(HAS_BITS=True)
 _LINEAR = dict(HAS_FAR=False, HAS_CARRY=True)
 _SUMMARIES = dict(OUT="*fp32", GRAD_OUT="*fp32")
 
-#: Of the summaries, the cells that are "usual": those that sequences and images have most.
+#: Cells of the pooling kernels: those that the models use, and one with more summaries than a program holds, as (axes,
+#: cell size, rank, windows).
+_CELLS = (
+    (1, 64, 4, False), (1, 64, 4, True), (1, 64, 1, False), (1, 64, 16, False), (2, 7, 1, False), (2, 8, 1, False),
+    (2, 8, 2, False), (3, 4, 1, False), (3, 4, 2, False),
+)  # fmt: skip
+
+#: Of these, the "usual" ones: the cells that sequences and images have most.
 _USUAL_CELLS = ("1D r64 p4 bf16", "2D r8 p2 bf16")
 
 #: By option: the kernels that it makes a difference to, changed constants and changed types.
@@ -76,13 +85,14 @@ _OPTIONS: list[tuple[str, tuple[str, ...], dict[str, Any], dict[str, str]]] = [
     ("no bits", ("far_keys",), dict(HAS_BITS=False), {}),
     ("causal", ("forward", "queries", "keys"), dict(CAUSAL=True), {}),
     ("dropout", KERNELS, dict(HAS_DROPOUT=True), {}),
+    ("near", ("forward", "queries"), dict(HAS_FAR=False), {}),
     ("linear", ("forward", "queries"), _LINEAR, {}),
     ("linear, level 1", ("forward", "queries", "keys"), _LINEAR | _BITS, _SUMMARIES),
 ]
 
 
 def cases() -> Iterator[Case]:
-    """All shipped kernels.
+    """All kernels of the library.
 
     Those of the attention are there for each tiling and precision, with its largest head dimension, and with options
     for one of them.
@@ -101,8 +111,7 @@ def cases() -> Iterator[Case]:
     small = dict(DIM=128, WIDTH=16, BLOCK_DIM=128)
     for kernel in (kernels.sum_partials, kernels.attend_backward_carry):
         yield Case(f"{kernel.__name__} bf16 d128", kernel, _types(kernel, "bf16", small), small, warps=2, stages=3)
-    for name, *rest in aot_cases():
-        yield Case(name, *rest, tier="usual" if name.endswith(_USUAL_CELLS) else "all")
+    yield from pooling_cases()
 
 
 def _precisions(size: int, dim: int) -> list[tuple[str, str, str]]:
@@ -144,3 +153,40 @@ def _attention(
 def _types(kernel: triton.JITFunction, dtype: str, constants: dict[str, Any]) -> dict[str, str]:
     runtime = (argument for argument in kernel.arg_names if argument not in constants)
     return {argument: f"*{dtype}" if argument in _DATA else _TYPES.get(argument, "i32") for argument in runtime}
+
+
+def pooling_cases() -> Iterator[Case]:
+    """Every pooling kernel that is launched, for each of the cells."""
+    for ndim, cell_size, rank, windows in _CELLS:
+        pyramid = Pyramid(Hierarchy((cell_size,) * ndim, cell_size, rank, causal=windows), windows)
+        for dtype in ("bf16", "fp32"):  # other head dimensions have the same tiles
+            name = f"{ndim}D r{cell_size} p{rank}{' windows' if windows else ''} {dtype}"
+            yield from _pooling(name, pyramid, dtype, dim=64)
+
+
+def _pooling(name: str, pyramid: Pyramid, dtype: str, dim: int) -> Iterator[Case]:
+    cfg = pooling.config(dim, pyramid.summaries, pyramid.fanout)
+    leaves = cfg.tops * pyramid.fanout ** (cfg.levels - 1)
+    constants = dict(pooling.kernel_constants(pyramid, dim, cfg, shared=False), VECTOR=4)
+    block = dict(constants, FANOUT=pyramid.fanout, LEVELS=cfg.levels, LEAVES=leaves)
+    missing = dict(SCALE=None) if pyramid.windows else {}
+    above = pyramid.fanout * pyramid.summaries
+
+    def case(kind: str, kernel: triton.JITFunction, constants: dict[str, Any], **types: str) -> Case:
+        types = {arg: types.get(arg, "i32") for arg in kernel.arg_names if arg not in constants}
+        tier = "usual" if name.endswith(_USUAL_CELLS) else "all"
+        return Case(f"{kind} {name}", kernel, types, constants, pooling.WARPS, pooling.STAGES, tier=tier)
+
+    tables = dict.fromkeys(("INPUT_ROWS", "ROWS", "CELLS", "PARENTS", "BOUNDS"), "*i32")
+    floats = dict.fromkeys(("WEIGHT", "UPPER", "SCALE", "SUMS", "GRAD_SUMS", "GRAD_WEIGHT"), "*fp32")
+    tokens = dict(X=f"*{dtype}", OUT=f"*{dtype}", GRAD=f"*{dtype}", GRAD_X=f"*{dtype}", MASK="*u8", **tables, **floats)
+    sums = dict(tokens, X="*fp32")
+    kernel, more = pooling_kernels.pool, dict(block, **missing, ALL_SUMS=True)
+    yield case("pool tokens", kernel, dict(more, INPUTS=pyramid.taps), **tokens)
+    yield case("pool summaries", kernel, dict(more, INPUTS=above, MASK=None), **sums)
+    yield case("spread gradients", pooling_kernels.spread_gradients, dict(block, **missing), **tokens)
+    kernel = pooling_kernels.input_gradients
+    size = dict(INPUTS=pyramid.taps, BLOCK=pooling.input_block(pyramid.taps, cfg.part))
+    yield case("gradients of tokens", kernel, dict(constants, **size), **tokens)
+    size = dict(INPUTS=above, BLOCK=pooling.input_block(above, cfg.part))
+    yield case("gradients of summaries", kernel, dict(constants, **size, MASK=None, GRAD_X=None), **sums)

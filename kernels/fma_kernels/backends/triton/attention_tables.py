@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ...caches import cached
+from ...cells import summaries_to_cells, to_cells, token_counts, tokens_to_cells
 from ...hierarchy import EMPTY
-from ...layout import summaries_to_cells, to_cells, token_counts, tokens_to_cells
-from ..call import Geometry
+from ..level_pass import LevelPass
 
 #: Cells that one item may own: the bits of an int32.
 _MAX_GROUPS = 32
@@ -66,54 +66,54 @@ class Reduction:
     entries: Tensor
 
 
-@lru_cache(maxsize=64)
-def query_schedule(geometry: Geometry, tile: int, device: torch.device) -> Schedule:
+@cached
+def query_schedule(level_pass: LevelPass, tile: int, device: torch.device) -> Schedule:
     """Queries own; their partners are all keys that they read: near rows, then n + row for the far summaries."""
-    owner, partner = _pairs(geometry)
-    partner_rows = [_key_rows(geometry)]
-    if geometry.far:
-        far_owner, far_partner = _far_pairs(geometry)
+    owner, partner = _pairs(level_pass)
+    partner_rows = [_key_rows(level_pass)]
+    if level_pass.far:
+        far_owner, far_partner = _far_pairs(level_pass)
         owner, partner = torch.cat([owner, far_owner]), torch.cat([partner, far_partner + len(partner_rows[0])])
-        far_rows = _summary_rows(geometry)
-        partner_rows.append(torch.where(far_rows == EMPTY, EMPTY, far_rows + geometry.hierarchy.num_tokens))
-    return _schedule(owner, partner, _query_rows(geometry), partner_rows, _query_order(geometry), tile, device)
+        far_rows = _summary_rows(level_pass)
+        partner_rows.append(torch.where(far_rows == EMPTY, EMPTY, far_rows + level_pass.hierarchy.num_tokens))
+    return _schedule(owner, partner, _query_rows(level_pass), partner_rows, _query_order(level_pass), tile, device)
 
 
-@lru_cache(maxsize=64)
-def key_schedule(geometry: Geometry, tile: int, device: torch.device) -> Schedule:
+@cached
+def key_schedule(level_pass: LevelPass, tile: int, device: torch.device) -> Schedule:
     """Keys (of :func:`query_schedule`, without the far ones) own; their partners are the queries that read them."""
-    query, key = _pairs(geometry)
-    rows = _query_rows(geometry)  # keys lie as the queries do
-    return _schedule(key, query, rows, [rows], _query_order(geometry), tile, device)
+    query, key = _pairs(level_pass)
+    rows = _query_rows(level_pass)  # keys lie as the queries do
+    return _schedule(key, query, rows, [rows], _query_order(level_pass), tile, device)
 
 
-@lru_cache(maxsize=64)
+@cached
 def far_key_schedule(
-    geometry: Geometry, tile: int, chunk_tokens: int, width: int, device: torch.device
+    level_pass: LevelPass, tile: int, chunk_tokens: int, width: int, device: torch.device
 ) -> tuple[Schedule, Reduction]:
     """Far summaries own, once per chunk of queries: coarse ones have too many readers for a single item.
 
     The partial results of all (item, slot) are numbered in order; the reduction names those that make a summary.
     """
-    query, summary = _far_pairs(geometry)
-    query_rows, summary_rows = _query_rows(geometry), _summary_rows(geometry, also_empty=True)
+    query, summary = _far_pairs(level_pass)
+    query_rows, summary_rows = _query_rows(level_pass), _summary_rows(level_pass, also_empty=True)
     cells_per_chunk = max(1, chunk_tokens // query_rows.shape[1])
-    chunk = _inverse(_query_order(geometry)) // cells_per_chunk
+    chunk = _inverse(_query_order(level_pass)) // cells_per_chunk
     order = torch.arange(len(summary_rows))
     schedule = _schedule(summary, query, summary_rows, [query_rows], order, tile, device, chunk)
-    return schedule, _reduction(schedule, geometry.hierarchy.num_summaries, width)
+    return schedule, _reduction(schedule, level_pass.hierarchy.num_summaries, width)
 
 
-@lru_cache(maxsize=64)
-def carry_rows(geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor]:
+@cached
+def carry_rows(level_pass: LevelPass, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which result of the next coarser level each query takes, and which queries take each of those.
 
     Returns:
         (queries,) and (summaries of the next coarser level, most), int32, -1 = none.
     """
-    hierarchy, level = geometry.hierarchy, geometry.level
-    grid = hierarchy.summaries(level) if level else hierarchy.grid
-    coarser = hierarchy.summaries(level + 1)
+    hierarchy, level = level_pass.hierarchy, level_pass.level
+    grid = hierarchy.summary_grid(level) if level else hierarchy.grid
+    coarser = hierarchy.summary_grid(level + 1)
     side = 2 if level else hierarchy.cell_size // hierarchy.rank
     taken = torch.zeros((), dtype=torch.int64)
     for n, m in zip(grid, coarser, strict=True):
@@ -126,44 +126,44 @@ def carry_rows(geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor
 # ---------------------------------------------------------------------- rows and pairs of cells
 
 
-def _query_rows(geometry: Geometry) -> Tensor:
+def _query_rows(level_pass: LevelPass) -> Tensor:
     """Rows of the queries of each query cell: (cells, T), -1 beyond the grid."""
-    hierarchy, level = geometry.hierarchy, geometry.level
+    hierarchy, level = level_pass.hierarchy, level_pass.level
     if level == 0:
         number = torch.arange(1, hierarchy.num_tokens + 1)[None, None, :, None]  # 0 is what lies beyond the grid
         return tokens_to_cells(number, hierarchy)[0, 0, :, :, 0] - 1
-    shape = hierarchy.summaries(level)
+    shape = hierarchy.summary_grid(level)
     number = torch.arange(math.prod(shape)).view(1, 1, *shape, 1)
-    return to_cells(number, hierarchy.cells(level), hierarchy.rank)[0, 0, :, :, 0]
+    return to_cells(number, hierarchy.cell_grid(level), hierarchy.rank)[0, 0, :, :, 0]
 
 
-def _key_rows(geometry: Geometry) -> Tensor:
+def _key_rows(level_pass: LevelPass) -> Tensor:
     """As the queries, without summaries that stand for no token."""
-    rows, hierarchy, level = _query_rows(geometry), geometry.hierarchy, geometry.level
+    rows, hierarchy, level = _query_rows(level_pass), level_pass.hierarchy, level_pass.level
     if level:
         counts = token_counts(hierarchy, torch.device("cpu"))[0].split(hierarchy.level_sizes)[level - 1]
         rows = torch.where(counts[rows] > 0, rows, EMPTY)
     return rows
 
 
-def _summary_rows(geometry: Geometry, also_empty: bool = False) -> Tensor:
+def _summary_rows(level_pass: LevelPass, also_empty: bool = False) -> Tensor:
     """Rows of the summaries of each summary cell of all levels: (summary cells, rank**D)."""
-    hierarchy = geometry.hierarchy
+    hierarchy = level_pass.hierarchy
     number = torch.arange(hierarchy.num_summaries)[None, None, :, None]
     rows = summaries_to_cells(number, hierarchy)[0, 0, :, :, 0]
     counts = token_counts(hierarchy, torch.device("cpu"))[0]
     return rows if also_empty else torch.where(counts[rows] > 0, rows, EMPTY)
 
 
-def _pairs(geometry: Geometry) -> tuple[Tensor, Tensor]:
+def _pairs(level_pass: LevelPass) -> tuple[Tensor, Tensor]:
     """(query cell, key cell) of all pairs that read each other's rows one by one."""
-    hierarchy, level = geometry.hierarchy, geometry.level
+    hierarchy, level = level_pass.hierarchy, level_pass.level
     return _entries(hierarchy.interaction_table(level) if level else hierarchy.tables().near)
 
 
-def _far_pairs(geometry: Geometry) -> tuple[Tensor, Tensor]:
+def _far_pairs(level_pass: LevelPass) -> tuple[Tensor, Tensor]:
     """(query cell, summary cell) of all pairs at level 0."""
-    return _entries(geometry.hierarchy.tables().far)
+    return _entries(level_pass.hierarchy.tables().far)
 
 
 def _entries(table: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,9 +171,9 @@ def _entries(table: Tensor) -> tuple[Tensor, Tensor]:
     return row, table[row, column]
 
 
-def _query_order(geometry: Geometry) -> Tensor:
+def _query_order(level_pass: LevelPass) -> Tensor:
     """Query cells along a Morton curve, so that cells of one item lie together and read much the same."""
-    shape = geometry.hierarchy.cells(max(1, geometry.level))
+    shape = level_pass.hierarchy.cell_grid(max(1, level_pass.level))
     code = torch.zeros(shape, dtype=torch.int64)
     for axis, n in enumerate(shape):
         index = torch.arange(n).view(-1, *[1] * (len(shape) - 1 - axis))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .caches import cached
 from .hierarchy import Hierarchy
 
 
@@ -40,13 +40,13 @@ def from_cells(x: Tensor, cells: Sequence[int], side: int) -> Tensor:
 
 def tokens_to_cells(x: Tensor, hierarchy: Hierarchy) -> Tensor:
     """Group tokens (B, H, N, d) by level-1 cell, zeros beyond the grid: (B, H, cells, cell_size**D, d)."""
-    cells, side = hierarchy.cells(1), hierarchy.cell_size
+    cells, side = hierarchy.cell_grid(1), hierarchy.cell_size
     return to_cells(pad_to(x.unflatten(2, hierarchy.grid), [n * side for n in cells]), cells, side)
 
 
 def tokens_from_cells(x: Tensor, hierarchy: Hierarchy) -> Tensor:
     """Inverse of :func:`tokens_to_cells`: (B, H, cells, cell_size**D, d) to (B, H, N, d)."""
-    x = from_cells(x, hierarchy.cells(1), hierarchy.cell_size)
+    x = from_cells(x, hierarchy.cell_grid(1), hierarchy.cell_size)
     for axis, n in enumerate(hierarchy.grid):
         x = x.narrow(2 + axis, 0, n)
     return x.reshape(*x.shape[:2], hierarchy.num_tokens, x.shape[-1])
@@ -57,17 +57,17 @@ def summaries_to_cells(x: Tensor, hierarchy: Hierarchy) -> Tensor:
     if hierarchy.ndim == 1 or hierarchy.rank == 1:  # row-major order is cell order already
         return x.unflatten(2, (-1, hierarchy.rank**hierarchy.ndim))
     levels = zip(hierarchy.levels, x.split(hierarchy.level_sizes, dim=2), strict=True)
-    return torch.cat([to_cells(part, hierarchy.cells(level), hierarchy.rank) for level, part in levels], dim=2)
+    return torch.cat([to_cells(part, hierarchy.cell_grid(level), hierarchy.rank) for level, part in levels], dim=2)
 
 
 def summaries_from_cells(x: Tensor, hierarchy: Hierarchy) -> Tensor:
     """Inverse of :func:`summaries_to_cells`."""
     if hierarchy.ndim == 1 or hierarchy.rank == 1:
         return x.flatten(2, 3)
-    counts = [math.prod(hierarchy.cells(level)) for level in hierarchy.levels]
+    counts = [math.prod(hierarchy.cell_grid(level)) for level in hierarchy.levels]
     levels = zip(hierarchy.levels, x.split(counts, dim=2), strict=True)
     return torch.cat(
-        [from_cells(part, hierarchy.cells(level), hierarchy.rank).flatten(2, -2) for level, part in levels], dim=2
+        [from_cells(part, hierarchy.cell_grid(level), hierarchy.rank).flatten(2, -2) for level, part in levels], dim=2
     )
 
 
@@ -82,15 +82,15 @@ def to_finer_level(x: Tensor, hierarchy: Hierarchy, level: int) -> Tensor:
     Returns:
         (B, H, summaries of ``level``, d).
     """
-    x = x.unflatten(2, hierarchy.summaries(level + 1))
-    for axis, n in enumerate(hierarchy.summaries(level)):
+    x = x.unflatten(2, hierarchy.summary_grid(level + 1))
+    for axis, n in enumerate(hierarchy.summary_grid(level)):
         x = x.repeat_interleave(2, dim=2 + axis).narrow(2 + axis, 0, n)
     return x.flatten(2, -2)
 
 
 def to_coarser_level(x: Tensor, hierarchy: Hierarchy, level: int) -> Tensor:
     """Transpose of :func:`to_finer_level`: sums over the sub-blocks of ``level`` in each of the next coarser one."""
-    x = pad_to(x.unflatten(2, hierarchy.summaries(level)), [2 * n for n in hierarchy.summaries(level + 1)])
+    x = pad_to(x.unflatten(2, hierarchy.summary_grid(level)), [2 * n for n in hierarchy.summary_grid(level + 1)])
     return _sum_blocks(x, 2).flatten(2, -2)
 
 
@@ -107,19 +107,19 @@ def token_counts(hierarchy: Hierarchy, device: torch.device, mask: Tensor | None
     """
     if mask is None:
         return _full_counts(hierarchy, device)
-    side, cells = hierarchy.cell_size // hierarchy.rank, hierarchy.cells(1)
+    side, cells = hierarchy.cell_size // hierarchy.rank, hierarchy.cell_grid(1)
     counts = (~mask).to(device, torch.float32)[:, None, :, None].unflatten(2, hierarchy.grid)
     counts = pad_to(counts, [n * hierarchy.cell_size for n in cells])
     levels = []
     for level in hierarchy.levels:
         counts = _sum_blocks(counts, side)
         levels.append(counts.flatten(1))
-        cells, side = hierarchy.cells(level + 1), 2
+        cells, side = hierarchy.cell_grid(level + 1), 2
         counts = pad_to(counts, [2 * n * hierarchy.rank for n in cells])
     return torch.cat(levels, 1) if levels else counts.new_zeros(len(mask), 0)
 
 
-@lru_cache(maxsize=64)
+@cached
 def _full_counts(hierarchy: Hierarchy, device: torch.device) -> Tensor:
     return token_counts(hierarchy, device, torch.zeros(1, hierarchy.num_tokens, dtype=torch.bool, device=device))
 

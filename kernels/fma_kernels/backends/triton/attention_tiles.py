@@ -1,4 +1,4 @@
-"""What the attention kernels have in common: loading tiles of rows, logits, dropout."""
+"""Device functions that the attention kernels share: loading tiles of rows, logits, dropout."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""What one pass over one level is about, in every backend: its geometry and its options."""
+"""Geometry and options of one attention pass over one level; shared by all backends."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..hierarchy import Hierarchy
-from ..layout import (
+from ..cells import (
     from_cells,
     summaries_from_cells,
     summaries_to_cells,
@@ -17,11 +16,16 @@ from ..layout import (
     tokens_from_cells,
     tokens_to_cells,
 )
+from ..hierarchy import Hierarchy
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """What is fixed about one call: the hierarchy, whose queries read (level 0: tokens), and whether far keys exist."""
+class LevelPass:
+    """Geometry of one pass: the hierarchy, the level of the queries (0: tokens), and whether they read summaries too.
+
+    Queries of level 0 read near tokens and, with ``far``, the summaries of all levels. Queries of a higher level are
+    summaries, and read those of their own level.
+    """
 
     hierarchy: Hierarchy
     level: int
@@ -30,7 +34,7 @@ class Geometry:
     @property
     def cells(self) -> int:
         """Number of query cells."""
-        return math.prod(self.hierarchy.cells(max(1, self.level)))
+        return math.prod(self.hierarchy.cell_grid(max(1, self.level)))
 
     @property
     def diagonal(self) -> bool:
@@ -41,14 +45,14 @@ class Geometry:
         """Queries (B, H, n, d) by cell: (B * H, cells, T, d)."""
         if self.level == 0:
             return tokens_to_cells(x, self.hierarchy).flatten(0, 1)
-        return to_cells(x, self.hierarchy.cells(self.level), self.hierarchy.rank).flatten(0, 1)
+        return to_cells(x, self.hierarchy.cell_grid(self.level), self.hierarchy.rank).flatten(0, 1)
 
     def query_from_cells(self, x: Tensor, batch: int) -> Tensor:
         """Inverse of :meth:`query_to_cells`."""
         x = x.unflatten(0, (batch, -1))
         if self.level == 0:
             return tokens_from_cells(x, self.hierarchy)
-        return from_cells(x, self.hierarchy.cells(self.level), self.hierarchy.rank).flatten(2, -2)
+        return from_cells(x, self.hierarchy.cell_grid(self.level), self.hierarchy.rank).flatten(2, -2)
 
     def far_to_cells(self, x: Tensor) -> Tensor:
         """Summaries (B, H, S, d) of all levels by cell: (B * H, cells of all levels, rank**D, d)."""
@@ -61,7 +65,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Options:
-    """What both directions of one call take beside the tensors that attend to each other.
+    """Arguments of both directions of a pass beside queries, keys and values.
 
     ``carry`` and ``carry_lse`` are a partial result (output and log-sum-exp) of the next coarser level: (B, H,
     summaries of that level, d) and (B, H, summaries). A query takes part with that of the sub-block it lies in.

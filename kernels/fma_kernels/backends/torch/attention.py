@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layout import from_cells, to_cells, to_coarser_level, to_finer_level
-from .call import Geometry, Options
+from ...cells import from_cells, to_cells, to_coarser_level, to_finer_level
+from ..level_pass import LevelPass, Options
 from .chunks import Scratch, chunk_size, head_groups
-from .torch_geometry import bias, sub_block_of_query, tables
+from .geometry import bias, sub_block_of_query, tables
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class _Source:
     bias: Tensor  # (B or 1 times query cells, 1, K): added to the logits
 
 
-class _Call:
+class _BlockCall:
     """The inputs of one call, block by block, and what both directions compute for a chunk of blocks."""
 
     def __init__(
         self,
-        geometry: Geometry,
+        level_pass: LevelPass,
         query: Tensor,
         keys: list[Tensor],
         values: list[Tensor],
@@ -48,22 +48,22 @@ class _Call:
         generator: torch.Generator | None,
         scratch: Scratch,
     ):
-        self.geometry, self.options, self.generator, self.scratch = geometry, options, generator, scratch
+        self.level_pass, self.options, self.generator, self.scratch = level_pass, options, generator, scratch
         self.batch, self.heads, _, self.head_dim = query.shape
         self.dtype = scratch.dtype  # of logits and sums
         self.query = self.to_blocks(query)
         self.sources = self._sources(keys, values)
         # Without a mask all sequences have the same bias.
         block = torch.arange(len(self.query), device=query.device)
-        per_sequence = self.heads * geometry.cells if options.mask is not None else len(self.query)
-        self.bias_row = block // per_sequence * geometry.cells + block % geometry.cells
+        per_sequence = self.heads * level_pass.cells if options.mask is not None else len(self.query)
+        self.bias_row = block // per_sequence * level_pass.cells + block % level_pass.cells
         self.carry = self.carry_lse = None
         if options.carry is not None:
             self.carry, self.carry_lse = map(self._carry_to_blocks, (options.carry, options.carry_lse[..., None]))
-            self.sub_block = sub_block_of_query(geometry).to(query.device)
+            self.sub_block = sub_block_of_query(level_pass).to(query.device)
             self.sub_block_sum = F.one_hot(self.sub_block).mT.to(self.dtype)
         self.future = None
-        if geometry.diagonal:
+        if level_pass.diagonal:
             queries = self.query.shape[1]
             self.future = torch.full((queries, queries), -math.inf, dtype=self.dtype, device=query.device).triu(1)
 
@@ -71,41 +71,41 @@ class _Call:
 
     def to_blocks(self, x: Tensor) -> Tensor:
         """(B, H, n, d) to (blocks, T, d)."""
-        return self.geometry.query_to_cells(x).flatten(0, 1)
+        return self.level_pass.query_to_cells(x).flatten(0, 1)
 
     def from_blocks(self, x: Tensor) -> Tensor:
         """Inverse of :meth:`to_blocks`."""
-        return self.geometry.query_from_cells(x.unflatten(0, (self.batch * self.heads, -1)), self.batch)
+        return self.level_pass.query_from_cells(x.unflatten(0, (self.batch * self.heads, -1)), self.batch)
 
     def _sources(self, keys: list[Tensor], values: list[Tensor]) -> list[_Source]:
-        geometry, options = self.geometry, self.options
+        level_pass, options = self.level_pass, self.options
         like = self.query.new_empty(0, dtype=self.dtype)
-        biases = bias(geometry, options.mask, options.group_bias, like)
+        biases = bias(level_pass, options.mask, options.group_bias, like)
         sources = []
         for i, (k, v) in enumerate(zip(keys, values, strict=True)):
-            to_cells = geometry.far_to_cells if i else geometry.query_to_cells
+            to_cells = level_pass.far_to_cells if i else level_pass.query_to_cells
             k, v = (to_cells(x) for x in (k, v))  # (B * H, cells, tokens per cell, d)
             first_row = torch.arange(k.shape[0], device=k.device)[:, None, None] * k.shape[1]
-            index = (tables(geometry, k.device)[0][i] + first_row).flatten(0, 1)
+            index = (tables(level_pass, k.device)[0][i] + first_row).flatten(0, 1)
             rows = [x.flatten(0, 1).flatten(1) for x in (k, v)]
             sources.append(_Source(*rows, index, biases[i].flatten(0, 1)[:, None]))
         return sources
 
     def from_rows(self, i: int, x: Tensor) -> Tensor:
         """A gradient in the layout of keys and values of one source, in that of the input."""
-        from_cells = self.geometry.far_from_cells if i else self.geometry.query_from_cells
+        from_cells = self.level_pass.far_from_cells if i else self.level_pass.query_from_cells
         return from_cells(x.view(self.batch * self.heads, -1, x.shape[1] // self.head_dim, self.head_dim), self.batch)
 
     def _carry_to_blocks(self, x: Tensor) -> Tensor:
-        hierarchy, level = self.geometry.hierarchy, self.geometry.level
+        hierarchy, level = self.level_pass.hierarchy, self.level_pass.level
         x = to_finer_level(x, hierarchy, level) if level else x
-        return to_cells(x, hierarchy.cells(max(1, level)), hierarchy.rank).flatten(0, 2).to(self.dtype)
+        return to_cells(x, hierarchy.cell_grid(max(1, level)), hierarchy.rank).flatten(0, 2).to(self.dtype)
 
     def carry_from_blocks(self, x: Tensor) -> Tensor:
         """Gradient of the carry in its own layout."""
-        hierarchy, level = self.geometry.hierarchy, self.geometry.level
+        hierarchy, level = self.level_pass.hierarchy, self.level_pass.level
         x = x.unflatten(0, (self.batch, self.heads, -1))
-        x = from_cells(x, hierarchy.cells(max(1, level)), hierarchy.rank).flatten(2, -2)
+        x = from_cells(x, hierarchy.cell_grid(max(1, level)), hierarchy.rank).flatten(2, -2)
         return to_coarser_level(x, hierarchy, level) if level else x
 
     # ------------------------------------------------------------------ chunks
@@ -154,7 +154,7 @@ def _head_groups(query: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def forward(
-    geometry: Geometry,
+    level_pass: LevelPass,
     query: Tensor,
     keys: list[Tensor],
     values: list[Tensor],
@@ -167,14 +167,15 @@ def forward(
     """
     scratch = _scratch(query)
     out, lse = into or (query.new_empty(query.shape), query.new_empty(query.shape[:-1], dtype=scratch.dtype))
-    generator = options.generator(query.device, geometry.level)
+    generator = options.generator(query.device, level_pass.level)
     for part in _head_groups(query):
         sources = ([x[part] for x in keys], [x[part] for x in values])
-        out[part], lse[part] = _forward(_Call(geometry, query[part], *sources, options.of(part), generator, scratch))
+        call = _BlockCall(level_pass, query[part], *sources, options.of(part), generator, scratch)
+        out[part], lse[part] = _forward(call)
     return out, lse
 
 
-def _forward(call: _Call) -> tuple[Tensor, Tensor]:
+def _forward(call: _BlockCall) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(call.query, dtype=call.dtype, memory_format=torch.contiguous_format)
     lse = torch.empty(*out.shape[:2], 1, dtype=call.dtype, device=out.device)
     for chunk in call.chunks():
@@ -207,7 +208,7 @@ def _forward(call: _Call) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    geometry: Geometry,
+    level_pass: LevelPass,
     grad_out: Tensor,
     grad_lse: Tensor,
     out: Tensor,
@@ -221,17 +222,17 @@ def backward(
     sources = [x for pair in zip(keys, values, strict=True) for x in pair]
     carry = [] if options.carry is None else [options.carry, options.carry_lse]
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, *sources, *carry)]
-    generator, scratch = options.generator(query.device, geometry.level), _scratch(query)
+    generator, scratch = options.generator(query.device, level_pass.level), _scratch(query)
     for part in _head_groups(query):
         sources = ([x[part] for x in keys], [x[part] for x in values])
-        call = _Call(geometry, query[part], *sources, options.of(part), generator, scratch)
+        call = _BlockCall(level_pass, query[part], *sources, options.of(part), generator, scratch)
         parts = _backward(call, grad_out[part], grad_lse[part], out[part], lse[part])
         for gradient, x in zip(gradients, parts, strict=True):
             gradient[part] = x
     return gradients
 
 
-def _backward(call: _Call, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor) -> Iterator[Tensor]:
+def _backward(call: _BlockCall, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor) -> Iterator[Tensor]:
     grad_out, out = call.to_blocks(grad_out), call.to_blocks(out)
     grad_lse, lse = call.to_blocks(grad_lse[..., None]), call.to_blocks(lse[..., None])
     lse = lse.masked_fill(lse == -math.inf, math.inf)  # such a query has read nothing: its weights are 0
