@@ -21,116 +21,17 @@ Prints a table, and writes NAME.json, NAME.md and NAME.png to --out.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import os
-import shlex
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent / "language_models")]
-
-# The profiler that counts memory reports every start otherwise.
-os.environ.update({"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"})
-
-from train_lm import MALLOC, RecipeError, Variant, plugin, training_command
-
-CHECKPOINT = "checkpoints/checkpoint_last.pt"
+# The profiler that counts memory warns of what was allocated before; PyTorch reads this when it is imported.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def train(command: list[str], out: Path, threads: int) -> None:
-    """Train a model, unless that was done before.
-
-    Args:
-        command: the command that trains.
-        out: its folder; the log lies there, and a file with the command once it has ended.
-        threads: threads of the process.
-
-    Raises:
-        RecipeError: the training failed, or the folder has another one.
-    """
-    done = out / "command.json"
-    if done.is_file():
-        if json.loads(done.read_text()) != command:
-            raise RecipeError(f"{out}: has a training by another command; choose another --out")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    environment = {**MALLOC, **os.environ, "OMP_NUM_THREADS": str(threads)}
-    with (out / "log.txt").open("w") as log:
-        code = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
-    if code:
-        raise RecipeError(f"{out / 'log.txt'}: the training ended with status {code}")
-    done.write_text(json.dumps(command))
-
-
-def measure(variants: dict[str, Path], args: argparse.Namespace) -> list[dict]:
-    """Evaluate and time trained models.
-
-    Args:
-        variants: folders of the trainings, by the names of the variants.
-        args: the command line.
-
-    Returns:
-        A row for each variant.
-    """
-    import torch
-    from costs import Step, median_times
-    from evaluation import evaluate
-    from loading import load
-
-    logging.getLogger().setLevel(logging.WARNING)  # fairseq turns every library's messages on
-    torch.set_num_threads(args.jobs * args.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found, steps, memory = {}, {}, {}
-    for name, folder in variants.items():
-        trained = load(folder / CHECKPOINT, plugin(), args.data.resolve(), args.split, args.context)
-        found[name] = evaluate(trained, args.split, args.context, args.samples)
-        steps[name] = Step(trained, args.split, args.batch, device)  # after that: a step changes the model
-        memory[name] = steps[name].peak_mib()
-    times = median_times(steps, args.rounds)
-    return [
-        dict(name=name, **found[name], step_ms=times[name], step_mib=memory[name], context=args.context)
-        for name in variants
-    ]
-
-
-def table(rows: list[dict], masked: bool) -> str:
-    """The results as a table in Markdown."""
-    unit = "perplexity" if masked else "bits per character"
-    lines = [
-        f"| attention | parameters | {unit} | last quarter | ms per step | ratio | MiB per step |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        bits = [row["bits"], row["bits_by_quarter"][-1]]
-        shown = [f"{2**x:.1f}" if masked else f"{x:.3f}" for x in bits]
-        lines.append(
-            f"| {row['name']} | {row['parameters']:,} | {shown[0]} | {shown[1]} | {row['step_ms']:.0f} | "
-            f"{row['step_ms'] / rows[0]['step_ms']:.2f} | {row['step_mib']:.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def plot(rows: list[dict], path: Path, title: str) -> None:
-    """Bits against time and memory of a step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, key, label in zip(
-        figure.subplots(1, 2), ("step_ms", "step_mib"), ("ms per training step", "MiB per training step"), strict=True
-    ):
-        for row in rows:
-            axes.scatter(row[key], row["bits"], color="tab:red" if row["name"].startswith("fma") else "tab:blue")
-            axes.annotate(row["name"], (row[key], row["bits"]), (4, 4), textcoords="offset points", fontsize=7)
-        axes.set(xlabel=label, ylabel="bits per token")
-        axes.margins(x=0.2)
-        axes.grid(alpha=0.3)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+from fma_tools.command import run, settings_of
+from fma_tools.language_models.comparison import Settings, compare
+from fma_tools.language_models.recipes import Variant
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -161,37 +62,10 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: the arguments; those of the process when None.
     """
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    try:
-        for name in ("context", "samples", "batch", "rounds", "jobs", "threads"):
-            if getattr(args, name) < 1:
-                raise RecipeError(f"--{name}: {getattr(args, name)}, expected an integer >= 1")
-        folders = {v.text: args.out / f"{v.folder}_{args.context}" for v in args.attention}
-        commands = [
-            training_command(args.config, args.data, folders[v.text], v, args.context, args.set) for v in args.attention
-        ]
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(train, commands, folders.values(), [args.threads] * len(commands)))
-    except RecipeError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-    rows = measure(folders, args)
-
-    import torch
-
-    from fma_kernels import __version__
-    from fma_kernels.measure import device_name
-
-    masked = "masked" in args.config.stem
-    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    title = f"{args.config.stem}, context {args.context}, {rows[0]['updates']} updates; {device}, fma-mm {__version__}"
-    text = f"{title}\n\n{table(rows, masked)}\n"
-    print(text)
-    words = ["python", "tools/compare_lm.py", *(sys.argv[1:] if argv is None else argv)]
-    about = dict(title=title, torch=torch.__version__, command=shlex.join(words), rows=rows)
-    (args.out / f"{args.name}.json").write_text(json.dumps(about, indent=4) + "\n")
-    (args.out / f"{args.name}.md").write_text(text)
-    plot(rows, args.out / f"{args.name}.png", title)
+    words, parser = sys.argv[1:] if argv is None else argv, make_parser()
+    args = parser.parse_args(words)
+    command = ["python", "tools/compare_lm.py", *words]
+    run(parser, args, lambda args: compare(settings_of(Settings, args), command))
 
 
 if __name__ == "__main__":

@@ -11,98 +11,52 @@ and lets the model with FMA continue a prompt. Local attention reads what is nea
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import random
-import re
-import subprocess
 import sys
-import sysconfig
-from collections import Counter
+from functools import partial
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TOOLS)]
+# The profiler that counts memory warns of what was allocated before; PyTorch reads this when it is imported.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-import compare_lm
-from train_lm import plugin
 
-from fma_tools.prepare.byte_text import encode, split_sizes
-from fma_tools.prepare.stdlib import find_sources
+from fma_tools.command import run
+from fma_tools.language_models.comparison import CHECKPOINT, Settings, compare
+from fma_tools.language_models.demo import continuation, prepare, sample_library, unigram_bits
+from fma_tools.language_models.recipes import Variant
 
-CONFIG = TOOLS.parent / "configs/lm/demo.yaml"
+CONFIG = Path(__file__).resolve().parents[1] / "configs/lm/demo.yaml"
 SIZE = 4 * 10**6  # bytes
 ATTENTIONS = ["fma", "full", "local:window=32"]
 CONTEXT = 512
 PROMPT = "class Reader:"
 
 
-def sample_library(size: int, seed: int = 0) -> bytes:
-    """Files of the standard library in random order, up to a number of bytes."""
-    paths = find_sources(Path(sysconfig.get_paths()["stdlib"]))
-    random.Random(seed).shuffle(paths)
-    text = b""
-    for path in paths:
-        text += path.read_bytes()
-        if len(text) >= size:
-            break
-    return text[:size]
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/demo_lm"), metavar="DIR", help="%(default)s")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the recipe")
+    return parser
 
 
-def prepare(text: bytes, out: Path) -> Path:
-    """Write a text for fairseq, unless it is there: the last 5 % for tests, the 5 % before for validation.
+def demo(words: list[str], args: argparse.Namespace) -> None:
+    """Prepare, train, and write.
 
     Args:
-        text: its bytes.
-        out: folder to write to.
-
-    Returns:
-        The folder that fairseq reads.
+        words: the arguments as they were given.
+        args: parsed arguments.
     """
-    done = out / "bin"
-    if (done / "test.bin").is_file():
-        return done
-    out.mkdir(parents=True, exist_ok=True)
-    start, flags = 0, []
-    for split, size in split_sizes(len(text)).items():
-        path = out / f"{split}.txt"
-        path.write_bytes(b"".join(encode([text[start : start + size]])))
-        flags += [f"--{split}pref", str(path)]
-        start += size
-    command = ["fairseq_cli.preprocess", "--only-source", *flags, "--destdir", str(done), "--workers", "2"]
-    subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True)
-    return done
-
-
-def unigram_bits(text: bytes) -> float:
-    """Bits per character of the validation split by the frequencies of bytes in the training split, plus one each."""
-    sizes = split_sizes(len(text))
-    train, valid = text[: sizes["train"]], text[sizes["train"] :][: sizes["valid"]]
-    counts = Counter(train)
-    total = len(train) + 256
-    return -sum(math.log2((counts[byte] + 1) / total) for byte in valid) / len(valid)
-
-
-def continuation(checkpoint: Path, data: Path, prompt: str, length: int = 300, seed: int = 1) -> str:
-    """A prompt, and what a model writes behind it: sampled from the most probable 90 % of every token's distribution.
-
-    Args:
-        checkpoint: of the model.
-        data: folder that fairseq reads.
-        prompt: one line.
-        length: number of bytes to write.
-        seed: of the samples.
-    """
-    command = [
-        "fairseq_cli.interactive", str(data), "--user-dir", str(plugin()), "--task", "byte_language_modeling",
-        "--path", str(checkpoint), "--tokenizer", "byte_values", "--beam", "1", "--sampling", "--sampling-topp", "0.9",
-        "--max-len-b", str(len(prompt) + length), "--seed", str(seed),
-    ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", *command], input=prompt + "\n", check=True, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    return re.search(r"^D-0\t\S+\t(.*?)^P-0\t", done.stdout, re.DOTALL | re.MULTILINE).group(1).rstrip("\n")
+    text = sample_library(SIZE)
+    print(f"==> 1/3 {len(text):,} bytes of the standard library of this Python -> {args.out / 'text'}", flush=True)
+    data = prepare(text, args.out / "text")
+    print(f"==> 2/3 training {', '.join(ATTENTIONS)}, two at a time (logs: {args.out}/*/log.txt)", flush=True)
+    attentions = [Variant.parse(attention) for attention in ATTENTIONS]
+    settings = Settings(CONFIG, data, attentions, CONTEXT, args.out, name="demo_lm", jobs=2, set=args.set)
+    compare(settings, ["python", "tools/demo_lm.py", *words])
+    print(f"The frequencies of bytes alone: {unigram_bits(text):.3f} bits per character.")
+    print(f"==> 3/3 the model with FMA continues {PROMPT!r}:", flush=True)
+    print(continuation(settings.folders["fma"] / CHECKPOINT, data, PROMPT))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -111,22 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: the arguments; those of the process when None.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("work_dirs/demo_lm"), metavar="DIR", help="%(default)s")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the recipe")
-    args = parser.parse_args(argv)
-
-    text = sample_library(SIZE)
-    print(f"==> 1/3 {len(text):,} bytes of the standard library of this Python -> {args.out / 'text'}", flush=True)
-    data = prepare(text, args.out / "text")
-    print(f"==> 2/3 training {', '.join(ATTENTIONS)}, two at a time (logs: {args.out}/*/log.txt)", flush=True)
-    compare_lm.main([
-        str(CONFIG), "--data", str(data), "--context", str(CONTEXT), "--attention", *ATTENTIONS, "--jobs", "2",
-        "--out", str(args.out), "--name", "demo_lm", *(["--set", *args.set] if args.set else []),
-    ])  # fmt: skip
-    print(f"The frequencies of bytes alone: {unigram_bits(text):.3f} bits per character.")
-    print(f"==> 3/3 the model with FMA continues {PROMPT!r}:", flush=True)
-    print(continuation(args.out / f"fma_{CONTEXT}" / compare_lm.CHECKPOINT, data, PROMPT))
+    words, parser = sys.argv[1:] if argv is None else argv, make_parser()
+    run(parser, parser.parse_args(words), partial(demo, words))
 
 
 if __name__ == "__main__":

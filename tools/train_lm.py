@@ -13,128 +13,12 @@ in --out; the same command continues a run that was interrupted.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
-import re
 import shlex
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
-#: What stands behind an attention on the command line, and the flag of the model that it sets.
-OPTIONS = {
-    "cell": "fma_cell_size",
-    "rank": "fma_rank",
-    "aggregation": "fma_aggregation",
-    "group_bias": "fma_group_bias",
-    "window": "fma_window",
-    "positions": "fma_positions",
-}
-#: On a CPU, glibc gives large tensors back to the system at once; asking for them anew takes up to half of the time.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
-
-
-class RecipeError(Exception):
-    """The command line asks for something that cannot be done; told to the user in one line."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """An attention and its hyper-parameters, written ``ATTENTION[:OPTION=VALUE,...]``.
-
-    Attributes:
-        text: how it is written.
-        attention: value of ``--fma-attention``.
-        options: the other flags of the model, without their dashes, and their values.
-    """
-
-    text: str
-    attention: str
-    options: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: str) -> Variant:
-        """Read a variant.
-
-        Raises:
-            argparse.ArgumentTypeError: it is not written as stated above.
-        """
-        attention, _, rest = text.partition(":")
-        pairs = [pair.partition("=") for pair in rest.split(",")] if rest else []
-        if not attention or any(key not in OPTIONS or not value for key, _, value in pairs):
-            known = ", ".join(f"{key}=..." for key in OPTIONS)
-            raise argparse.ArgumentTypeError(f"{text!r}, expected ATTENTION or ATTENTION:OPTION=VALUE,... with {known}")
-        return cls(text, attention, {OPTIONS[key]: value for key, _, value in pairs})
-
-    @property
-    def folder(self) -> str:
-        """A name for files."""
-        return re.sub(r"[^\w.-]+", "_", self.text)
-
-    @property
-    def overrides(self) -> list[str]:
-        """Changes of a recipe."""
-        return [f"model.{key}={value}" for key, value in {"fma_attention": self.attention, **self.options}.items()]
-
-
-def plugin() -> Path:
-    """The folder of the fairseq plugin.
-
-    Raises:
-        RecipeError: it, or fairseq, is not installed.
-    """
-    for name in ("fairseq", "lm"):
-        if importlib.util.find_spec(name) is None:
-            raise RecipeError(f"{name} is not installed; install it with: pip install 'fma-mm[lm]'")
-    return Path(importlib.util.find_spec("lm").submodule_search_locations[0])
-
-
-def training_command(
-    config: Path, data: Path, out: Path, variant: Variant | None, context: int | None, overrides: list[str]
-) -> list[str]:
-    """The command that trains.
-
-    Args:
-        config: the recipe.
-        data: folder that ``fairseq-preprocess`` wrote.
-        out: folder for the log and, below it, checkpoints.
-        variant: the attention; None for that of the recipe.
-        context: tokens per sample; None for that of the recipe.
-        overrides: further changes of the recipe, KEY=VALUE.
-
-    Raises:
-        RecipeError: a file is missing, or an argument is outside of what is stated above.
-    """
-    if config.suffix != ".yaml" or not config.is_file():
-        raise RecipeError(f"config: {config}, expected a recipe, a .yaml file")
-    for name in ("dict.txt", "train.bin"):
-        if not (data / name).is_file():
-            raise RecipeError(f"--data: {data}, expected a folder that fairseq-preprocess wrote; it has no {name}")
-    if context is not None and context < 1:
-        raise RecipeError(f"--context: {context}, expected a number of tokens >= 1")
-    for text in overrides:
-        if not re.match(r"[\w.]+=", text):
-            raise RecipeError(f"{text!r}: expected KEY=VALUE, such as optimization.max_update=1000")
-    out = out.resolve()
-    changes = [
-        f"common.user_dir={plugin()}",
-        f"task.data={data.resolve()}",
-        f"checkpoint.save_dir={out / 'checkpoints'}",
-        *([] if context is None else [f"task.tokens_per_sample={context}"]),
-        *([] if variant is None else variant.overrides),
-        *overrides,
-    ]
-    return [
-        sys.executable, "-m", "fairseq_cli.hydra_train",
-        "--config-dir", str(config.parent.resolve()), "--config-name", config.stem,
-        f"hydra.run.dir={out}", *(f"++{change}" for change in changes),
-    ]  # fmt: skip
-
-
-def default_out(config: Path, variant: Variant | None, context: int | None) -> Path:
-    """Where a run writes unless it is told."""
-    parts = [config.stem, *([] if context is None else [str(context)]), *([variant.folder] if variant else [])]
-    return Path("work_dirs", "_".join(parts))
+from fma_tools.command import run
+from fma_tools.language_models.recipes import MALLOC, OPTIONS, Variant, default_out, training_command
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -153,6 +37,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def train(args: argparse.Namespace) -> None:
+    """Print the command that trains, and become it.
+
+    Args:
+        args: parsed arguments.
+    """
+    out = args.out or default_out(args.config, args.attention, args.context)
+    command = training_command(args.config, args.data, out, args.attention, args.context, args.overrides)
+    print(shlex.join(command), flush=True)
+    if not args.dry_run:
+        os.execve(command[0], command, {**MALLOC, **os.environ})
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command.
 
@@ -160,15 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: the arguments; those of the process when None.
     """
     parser = make_parser()
-    args = parser.parse_intermixed_args(argv)
-    out = args.out or default_out(args.config, args.attention, args.context)
-    try:
-        command = training_command(args.config, args.data, out, args.attention, args.context, args.overrides)
-    except RecipeError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-    print(shlex.join(command), flush=True)
-    if not args.dry_run:
-        os.execve(command[0], command, {**MALLOC, **os.environ})
+    run(parser, parser.parse_intermixed_args(argv), train)
 
 
 if __name__ == "__main__":

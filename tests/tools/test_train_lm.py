@@ -1,6 +1,6 @@
 """The script that trains language models from their recipes: the commands that it starts."""
 
-import argparse
+import importlib.util
 import shlex
 from pathlib import Path
 
@@ -24,35 +24,6 @@ def data(tmp_path):
 def dry_run(capsys, *argv: object) -> list[str]:
     tool.main([*map(str, argv), "--dry-run"])
     return shlex.split(capsys.readouterr().out)
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("full", ["model.fma_attention=full"]),
-        ("fma:cell=16,rank=2", ["model.fma_attention=fma", "model.fma_cell_size=16", "model.fma_rank=2"]),
-        ("local:window=64", ["model.fma_attention=local", "model.fma_window=64"]),
-    ],
-)
-def test_variants(text, expected):
-    variant = tool.Variant.parse(text)
-    assert variant.overrides == expected
-    assert variant.text == text
-    assert "/" not in variant.folder and ":" not in variant.folder
-
-
-@pytest.mark.parametrize("text", ["", ":rank=2", "fma:", "fma:rank", "fma:rank=", "fma:depth=3", "fma:rank=2,"])
-def test_other_words_are_no_variants(text):
-    if text == "fma:":  # an attention without options
-        assert tool.Variant.parse(text).options == {}
-    else:
-        with pytest.raises(argparse.ArgumentTypeError, match="expected ATTENTION"):
-            tool.Variant.parse(text)
-
-
-def test_every_variant_has_a_folder_of_its_own():
-    texts = ["fma", "fma:rank=1", "fma:rank=2", "fma:cell=16,rank=1", "fma-linear", "local:window=1"]
-    assert len({tool.Variant.parse(text).folder for text in texts}) == len(texts)
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -96,7 +67,7 @@ def test_mistakes_are_named(argv, message, data, capsys):
 
 
 def test_without_fairseq(data, monkeypatch, capsys):
-    monkeypatch.setattr(tool.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         tool.main([str(CONFIGS / "stdlib.yaml"), "--data", str(data)])
     assert "pip install 'fma-mm[lm]'" in capsys.readouterr().err

@@ -6,7 +6,8 @@ import math
 
 import torch
 from fairseq import utils
-from loading import Trained
+
+from .loading import Trained
 
 QUARTERS = 4
 

@@ -1,14 +1,16 @@
-"""What a training step of a model costs."""
+"""Time and memory of a training step."""
 
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 import torch
 from fairseq import utils
-from loading import Trained
 
-from fma_kernels.measure import milliseconds, peak_mib
+from fma_kernels.measure import milliseconds, peak_mib, take_turns
+
+from .loading import Trained
 
 
 class Step:
@@ -48,10 +50,7 @@ def median_times(steps: dict[str, Step], rounds: int) -> dict[str, float]:
         steps: by name.
         rounds: how often each is timed.
     """
-    times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step.run()
-    for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(milliseconds(step.run, step.device))
-    return {name: statistics.median(found) for name, found in times.items()}
+    clocks = {name: partial(milliseconds, step.run, step.device) for name, step in steps.items()}
+    return {name: statistics.median(times) for name, times in take_turns(clocks, rounds).items()}
