@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from unittest import mock
 
@@ -51,14 +52,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _start_server() -> None:
-    """Start the server unless it runs, with the environment of a user's shell."""
+def server() -> BaseContext:
+    """multiprocessing's context for processes of the server, which has the environment of a user's shell."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("TRITON_INTERPRET", None)
     commands = ("train", "eval_lm", "validate", "generate", "interactive", "hydra_train", "preprocess")
     forkserver.set_forkserver_preload(["fma_kernels", *(f"fairseq_cli.{name}" for name in commands)])
     with mock.patch.dict(os.environ, environment, clear=True):
         forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
 
 
 def _run(name: str, arguments: list[str], log: Path) -> None:
@@ -83,10 +85,9 @@ class Command:
     """
 
     def __init__(self, name: str, arguments: list[str], log: Path, plugin: bool = True):
-        _start_server()
         log.touch()
         arguments = [*arguments, *(["--user-dir", str(PLUGIN)] if plugin else [])]
-        self.process = multiprocessing.get_context("forkserver").Process(target=_run, args=(name, arguments, log))
+        self.process = server().Process(target=_run, args=(name, arguments, log))
         self.process.start()
         self.log = log
 

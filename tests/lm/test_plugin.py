@@ -1,14 +1,12 @@
 import os
 import shutil
-import subprocess
-import sys
 from argparse import Namespace
 
 import pytest
 from fairseq import models, utils
 from fairseq.data.encoders import TOKENIZER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
-from helpers.fairseq_commands import PLUGIN
+from helpers.fairseq_commands import PLUGIN, server
 from helpers.language_models import parse
 
 SIZES = {f"fma_lm{size}" for size in ("", "_tiny", "_enwik8", "_wiki103")}
@@ -36,23 +34,32 @@ def test_user_dir_adds_nothing_to_an_imported_plugin(user_dir, monkeypatch):
     assert (model.decoder_layers, model.fma_cell_size) == (4, 32)
 
 
-@pytest.mark.slow
-def test_an_installed_plugin_registers_itself_before_fairseq_asks(tmp_path):
-    """In site-packages, and without the OpenMMLab side, which fairseq's users need not have."""
-    shutil.copytree(PLUGIN, tmp_path / "lm", ignore=shutil.ignore_patterns("__pycache__"))
-    code = """
+#: Run where fairseq is imported and the plugin is not, with ``folder`` and ``send``.
+INSTALLED = """
 import sys
+sys.path.insert(0, folder)
 sys.modules.update(fma_mm=None, mmengine=None)
 import lm
 from argparse import Namespace
 from fairseq import models, tasks, utils
-names = lambda: {*models.ARCH_MODEL_REGISTRY, *tasks.TASK_REGISTRY}
-before = names()
-utils.import_user_module(Namespace(user_dir=sys.argv[1]))
-print(lm.__path__[0], names() == before, *sorted(name for name in before if name.startswith(("fma_", "byte_"))))
+def registered():
+    return {*models.ARCH_MODEL_REGISTRY, *tasks.TASK_REGISTRY}
+before = registered()
+utils.import_user_module(Namespace(user_dir=folder + "/lm"))
+send((lm.__path__, before, registered()))
 """
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", code, str(tmp_path / "lm")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(tmp_path / "lm"), "True", *sorted({"byte_language_modeling", *SIZES})]
+
+
+@pytest.mark.slow
+def test_an_installed_plugin_registers_itself_before_fairseq_asks(tmp_path):
+    """In site-packages, and without the OpenMMLab side, which fairseq's users need not have."""
+    shutil.copytree(PLUGIN, tmp_path / "lm", ignore=shutil.ignore_patterns("__pycache__"))
+    context = server()
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=exec, args=(INSTALLED, dict(folder=str(tmp_path), send=theirs.send)))
+    process.start()
+    theirs.close()
+    path, before, after = ours.recv()
+    process.join()
+    assert path == [str(tmp_path / "lm")]
+    assert before == after >= {"byte_language_modeling", *SIZES}
