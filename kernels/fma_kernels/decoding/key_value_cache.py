@@ -54,27 +54,42 @@ class KeyValueCache:
         require(fits, "query.shape", tuple(query.shape), "(B, H, T, d) with T >= 1")
         require_tokens("query", query, query.shape[2:3])
         require_like("key", key, "query", query, query.shape[2])
-        require_like("value", value, "query", query, query.shape[2])
-        require_mask(key_padding_mask, query)
         if self._rows is not None:
             require_like("query", query, "the tokens before", self._rows[0], query.shape[2])
         before, count = self.num_tokens, query.shape[2]
-        total = before + count
+        self.append(key, value, key_padding_mask)
+        total = self.num_tokens
+        mask = None if self._exists is None else self._exists[:, None, None, :total]
+        if count > 1 and (before or mask is not None):
+            earlier = query.new_ones(count, total, dtype=torch.bool).tril(before)
+            mask = earlier if mask is None else mask & earlier
+        is_causal = count > 1 and mask is None
+        keys, values = self._rows[:, :, :, :total]
+        return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=is_causal, scale=self.scale)
+
+    @torch.no_grad()
+    def append(self, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> None:
+        """Keep the next tokens without attending from them.
+
+        Args:
+            key, value, key_padding_mask: as in :meth:`take`.
+
+        Raises:
+            ValueError: an argument is outside of what is stated there; the cache is as it was before.
+        """
+        require(key.ndim == 4, "key.shape", tuple(key.shape), "(B, H, T, d)")
+        require_like("value", value, "key", key, key.shape[2])
+        require_mask(key_padding_mask, key)
+        if self._rows is not None:
+            require_like("key", key, "the tokens before", self._rows[0], key.shape[2])
+        before, total = self.num_tokens, self.num_tokens + key.shape[2]
         self._reserve(key, total)
         self._rows[0, :, :, before:total], self._rows[1, :, :, before:total] = key, value
         if key_padding_mask is not None and self._exists is None:
             self._exists = torch.ones(len(key), self._rows.shape[3], dtype=torch.bool, device=key.device)
-        mask = None
         if self._exists is not None:
             self._exists[:, before:total] = True if key_padding_mask is None else ~key_padding_mask
-            mask = self._exists[:, None, None, :total]
-        if count > 1 and (before or mask is not None):
-            earlier = query.new_ones(count, total, dtype=torch.bool).tril(before)
-            mask = earlier if mask is None else mask & earlier
         self._num_tokens = total
-        is_causal = count > 1 and mask is None
-        keys, values = self._rows[:, :, :, :total]
-        return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=is_causal, scale=self.scale)
 
     def reorder(self, index: Tensor) -> None:
         """Replace the batch by some of its rows, as beam search does: rows may repeat, move or be left out.
