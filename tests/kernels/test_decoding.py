@@ -237,6 +237,24 @@ def test_a_module_says_why_it_cannot_decode(options, name):
         FMAttention(12, 2, cell_size=4, **options).decoding_state()
 
 
+@pytest.mark.parametrize("prompt", [0, 3, 30, 45])
+def test_the_near_field_alone_decodes_from_two_cells(prompt):
+    sequence = make_sequence(70, mask=left_padding(70, 0, 6))
+    sequence.near_only = True
+    state = sequence.state()
+    torch.testing.assert_close(sequence.decode(state, prompt, [4, 33, 34, 50]), sequence.forward(), **EXACT)
+    kept = state.nbytes
+    state.take(*(x[:, :, :20] for x in sequence.tensors))
+    assert state.nbytes == kept  # of any context
+
+
+def test_take_is_prefill_and_then_step():
+    sequence = make_sequence(40)
+    state = sequence.state()
+    out = [state.take(*sequence.part(start, start + 10)) for start in range(0, 40, 10)]
+    torch.testing.assert_close(torch.cat(out, 2), sequence.forward(), **EXACT)
+
+
 def test_a_query_that_reads_nothing_gives_zeros():
     sequence = make_sequence(30, mask=left_padding(30, 0, 12))
     out = sequence.decode(sequence.state(), 0, [5])

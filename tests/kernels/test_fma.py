@@ -4,8 +4,7 @@ import pytest
 import torch
 from helpers.tensors import random
 
-from fma_kernels import Hierarchy, SummaryBasis, aggregate, clear_caches, fma, fma_attention
-from fma_kernels.cells import token_counts
+from fma_kernels import Hierarchy, SummaryBasis, aggregate, fma, fma_attention
 
 CASES = pytest.mark.parametrize(
     ("grid", "options"),
@@ -139,14 +138,3 @@ def test_a_traced_model_is_refused_in_plain_words():
     query, key, value = (x.float() for x in tokens((70,)))
     with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace.*torch\.export"):
         torch.jit.trace(lambda *x: fma(*x, cell_size=4), (query, key, value))
-
-
-def test_caches_are_freed_and_made_again():
-    query, key, value = tokens((70,))
-    before = fma(query, key, value, cell_size=4)
-    hierarchy = Hierarchy((70,), 4)
-    counts, near = token_counts(hierarchy, torch.device("cpu")), hierarchy.tables().near
-    assert token_counts(hierarchy, torch.device("cpu")) is counts and hierarchy.tables().near is near
-    clear_caches()
-    assert token_counts(hierarchy, torch.device("cpu")) is not counts and hierarchy.tables().near is not near
-    assert torch.equal(fma(query, key, value, cell_size=4), before)

@@ -7,7 +7,7 @@ import torch
 from helpers.tensors import random
 from torch import nn
 
-from fma_kernels import CoreAttention, FMAttention, Hierarchy, SummaryBasis, aggregate, fma_attention, ops
+from fma_kernels import CoreAttention, FMAttention, Hierarchy
 
 VARIANTS = pytest.mark.parametrize(
     ("grid", "options"),
@@ -236,34 +236,6 @@ def test_activation_checkpointing_repeats_the_same_dropout():
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_operators_keep_their_contract(masked):
-    """Schema, shapes under tracing and gradients, by PyTorch's own checks."""
-    hierarchy = Hierarchy((14, 9), 2)
-    h = hierarchy.pack()
-    x = [torch.randn(2, 2, hierarchy.num_tokens, 4, requires_grad=True) for _ in range(3)]
-    far = [torch.randn(2, 2, hierarchy.num_summaries, 4, requires_grad=True) for _ in range(3)]
-    mask = torch.rand(2, hierarchy.num_tokens) < 0.3 if masked else None
-    for summaries in (far, [None, *far[1:]], [None] * 3):
-        torch.library.opcheck(ops.attention._attend, (*x, *summaries, mask, None, *h, 0.5, True, 0.0, "torch"))
-    torch.library.opcheck(ops.pooling._summary_counts, (mask, *h, torch.device("cpu")))
-    grid, weight = torch.randn(2, 2, 5, 8, 3, requires_grad=True), torch.randn(2, 2, 4, 3, requires_grad=True)
-    torch.library.opcheck(ops.pooling._contract, (grid, weight, 1))
-
-
-def test_forward_mode_differentiation_raises():
-    """Better no derivative than a wrong one."""
-    hierarchy = Hierarchy((40,), 4)
-    basis = SummaryBasis(1, 4, 4, kind="mean")
-
-    def attention(x):
-        return fma_attention(x, x, x, aggregate(x, basis, hierarchy), aggregate(x, basis, hierarchy), hierarchy)
-
-    x = torch.randn(1, 1, 40, 4)
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(attention, (x,), (x,))
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -302,16 +274,3 @@ def test_bad_input_is_refused(x, grid, message):
 def test_missing_global_tokens_are_refused():
     with pytest.raises(ValueError, match=r"x.shape=\(2, 16, 8\).*the 16 tokens of \(16,\) and 1 global ones"):
         FMAttention(8, 2, cell_size=4, num_global_tokens=1)(torch.zeros(2, 16, 8), (16,))
-
-
-def test_the_library_needs_torch_alone():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, fma_kernels; "
-        "print(sorted({name.split('.')[0] for name in sys.modules} & {'mmengine', 'mmcv', 'mmpretrain', 'mmseg', "
-        "'fairseq', 'matplotlib', 'sklearn'}))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"

@@ -1,4 +1,10 @@
-"""Which backend does the work, and why another cannot."""
+"""Which backend does the work, and why another cannot.
+
+A call chooses in this order. :func:`fma_kernels.fma` asks for ``"torch"`` to make the summaries of ``direct`` bases.
+``fma_attention`` and ``aggregate`` answer ``"reference"`` themselves: by the dense definition, and by ``"torch"``.
+:func:`choose` turns ``"auto"`` into ``"triton"`` or ``"torch"``. The operators of :mod:`fma_kernels.ops` get one of
+these two names, as it stands in graphs, and import the module behind it.
+"""
 
 from __future__ import annotations
 
