@@ -2,7 +2,7 @@
 """Train language models that differ in their attention alone, and say how well they predict and what they cost.
 
     python tools/compare_lm.py configs/lm/stdlib.yaml --data data/stdlib/bin --context 1024 \\
-        --attention full local linear h-transformer fma fma:aggregation=direct fma:aggregation=mean fma-linear
+        --attention full local linear h-transformer fma fma:basis_kind=direct fma:basis_kind=mean fma-linear
     python tools/compare_lm.py configs/lm/stdlib.yaml --data data/stdlib/bin --context 1024 --name cell_rank \\
         --attention fma:cell={16,32,64},rank={1,2,4}
 

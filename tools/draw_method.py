@@ -42,7 +42,7 @@ def draw_image(axis: Axes, hierarchy: Hierarchy, query: tuple[int, int]) -> None
 def draw_sequence(axis: Axes, hierarchy: Hierarchy) -> None:
     """Which level covers each (query, key) pair of a causal sequence, and the summaries it is read through."""
     (n,) = hierarchy.grid
-    for cell in range(hierarchy.cells(1)[0]):
+    for cell in range(hierarchy.cell_grid(1)[0]):
         ((top, bottom),) = cell_bounds(hierarchy, 1, (cell,))
         for (near,) in hierarchy.near_list((cell,)):
             ((left, right),) = cell_bounds(hierarchy, 1, (near,))
@@ -51,7 +51,7 @@ def draw_sequence(axis: Axes, hierarchy: Hierarchy) -> None:
                     axis.add_patch(Rectangle((x, y), 1, 1, fc=COLORS[0], ec="white", lw=0.2))
     for level in hierarchy.levels:
         side = hierarchy.cell_width(level) // hierarchy.rank
-        for cell in range(hierarchy.cells(level)[0]):
+        for cell in range(hierarchy.cell_grid(level)[0]):
             ((top, bottom),) = cell_bounds(hierarchy, level, (cell,))
             for (far,) in hierarchy.interaction_list(level, (cell,)):
                 ((left, right),) = cell_bounds(hierarchy, level, (far,))

@@ -56,9 +56,9 @@ def describe(args: argparse.Namespace) -> int:
 
     if knobs.runtime.interpret:
         raise CommandError("TRITON_INTERPRET is set: expected it not to be, as the interpreter compiles nothing")
-    from fma_kernels.backends.triton import shipped
+    from fma_kernels.backends.triton.compile_cases import cases
 
-    rows, offences = report(selected(shipped.cases(), args.arch, args.kernels, args.cases))
+    rows, offences = report(selected(cases(), args.arch, args.kernels, args.cases))
     if args.json:
         args.json.write_text(json.dumps([asdict(row) | {"programs": row.programs} for row in rows], indent=1) + "\n")
     print(f"{len(rows)} compiled, {len(offences)} break a rule", *offences, sep="\n")

@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what fairseq-preprocess wrote")
     parser.add_argument(
         "--attention", type=Variant.parse, metavar="ATTENTION[:OPTION=VALUE,...]",
-        help="full, fma, fma-linear, local, linear, h-transformer or reformer; options are " + ", ".join(OPTIONS),
+        help="full, near, fma, fma-linear, local, linear, h-transformer or reformer; options are " + ", ".join(OPTIONS),
     )  # fmt: skip
     parser.add_argument("--context", type=int, metavar="TOKENS", help="tokens per sample")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where log and checkpoints go; in work_dirs by default")

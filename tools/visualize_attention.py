@@ -87,7 +87,7 @@ class Drawing:
         """What each level is called."""
         if not self.attention.hierarchy.num_levels:
             return ["all tokens"]
-        return ["near field", *(f"level {level}" for level in self.attention.hierarchy.levels)]
+        return ["near field", *(f"level {reading.level}" for reading in self.attention.readings[1:])]
 
     @property
     def shares(self) -> list[float]:
@@ -194,7 +194,7 @@ def look(model: BaseModel, image: np.ndarray, args: Namespace) -> tuple[QueryAtt
     require_choice("--block", block, len(blocks), f"the blocks of stage {args.stage}")
     module = blocks[block].attn
     if args.head is not None:
-        require_choice("--head", args.head, module.fma.num_heads, f"the heads of stage {args.stage}, or mean")
+        require_choice("--head", args.head, module.attention.num_heads, f"the heads of stage {args.stage}, or mean")
 
     inputs = inspection.preprocess(model, [image])
     tokens, hw_shape = capture_inputs(module, lambda: model.backbone(inputs))
@@ -241,7 +241,7 @@ def visualize(args: Namespace) -> None:
         f"the token in column {attention.query[1]}, row {attention.query[0]} of {columns} x {rows}",
     ]
     if not attention.hierarchy.num_levels:
-        lines.append("so small a map has no far levels: this is full attention")
+        lines.append("there are no far levels: this is full attention")
     print("\n".join(lines))
     for name, share, reading in zip(drawing.names, drawing.shares, attention.readings, strict=True):
         print(f"  {name:<11}{len(reading.index):>6} read{100 * share:>8.2f} % of the attention")

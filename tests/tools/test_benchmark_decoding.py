@@ -34,7 +34,7 @@ def test_table_json_and_plot(benchmark, tmp_path, capsys, kind):
         assert row["fma_slowest_ms"] >= row["fma_ms"] > 0 and row["kv_ms"] > 0
         assert row["kv_bytes"] == 2 * 4 * 2 * 3 * 8 * row["context"]
         state = DecodingState(*[SummaryBasis(3, 8, 8, 2, kind=kind, num_levels=5)] * 2)
-        state.prefill(*torch.zeros(3, 2, 3, row["context"], 8))
+        state.take(*torch.zeros(3, 2, 3, row["context"], 8))
         assert row["fma_bytes"] == state.nbytes
         ratio = row["kv_bytes"] / row["fma_bytes"]
         assert f"{row['context']:>9} {row['fma_ms']:>9.3f}" in printed and f"{ratio:.0f}x" in printed
@@ -53,8 +53,8 @@ def test_low_precision(benchmark, tmp_path, dtype):
 @pytest.mark.parametrize("mistake", [lambda out: out + 1e-3, lambda out: out * torch.nan], ids=["off", "nan"])
 def test_a_wrong_method_is_not_timed(benchmark, monkeypatch, tmp_path, capsys, name, method, mistake):
     cls = getattr(decoding, name)
-    right = cls.step
-    monkeypatch.setattr(cls, "step", lambda self, *tokens: mistake(right(self, *tokens)))
+    right = cls.take
+    monkeypatch.setattr(cls, "take", lambda self, *tokens: mistake(right(self, *tokens)))
     assert benchmark.main([*SMALL, "--contexts", "64", "--out", str(tmp_path)]) == 1
     assert f"wrong: {method}; expected at most 0.0001" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import torch
 from helpers.tool_loader import load_tool
 from torch import nn
 
+from fma_kernels import CoreAttention
 from fma_tools import layers
 
 PEERS = {
@@ -142,12 +143,12 @@ def test_a_wrong_layer_is_not_timed(benchmark, monkeypatch, capsys, tmp_path, la
 
 @pytest.mark.parametrize("name", ["fma", "fma-linear"])
 def test_fma_is_held_to_its_definition(benchmark, monkeypatch, capsys, tmp_path, name):
-    right = layers.SequenceFMA.attend
+    right = CoreAttention.forward
 
-    def attend(self, query, *rest):
-        return right(self, query * (1 if self.backend == "reference" else 1.1), *rest)
+    def forward(self, query, *rest, **options):
+        return right(self, query * (1 if self.backend == "reference" else 1.1), *rest, **options)
 
-    monkeypatch.setattr(layers.SequenceFMA, "attend", attend)
+    monkeypatch.setattr(CoreAttention, "forward", forward)
     assert benchmark.main([*SMALL, "--layers", "fma", name, "--out", str(tmp_path)]) == 1
     assert f"wrong: {name}, bidirectional: " in (error := capsys.readouterr().err)
     assert "from the definition in float64, expected at most 0.0001" in error

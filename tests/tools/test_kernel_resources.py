@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from helpers.tool_loader import load_tool
 
-from fma_kernels.backends.triton.tuning import KERNELS, TILINGS
+from fma_kernels.backends.triton.attention_tilings import KERNELS, TILINGS
 
 #: Describes the cases and the kernels of both modules; in a process without the interpreter, which makes no kernels.
 DESCRIBE = """
 import json
 from triton import JITFunction
-from fma_kernels.backends.triton import attention_kernels, pooling_kernels, shipped
+from fma_kernels.backends.triton import attention_kernels, compile_cases, pooling_kernels
 
 def parameters(kernel):
     return {p.name: "constexpr" if p.is_constexpr else "any" if p.do_not_specialize else "own" for p in kernel.params}
@@ -29,7 +29,8 @@ launched = [
     if isinstance(kernel, JITFunction) and kernel.__module__ == module.__name__ and not name.startswith("_")
 ]
 cases = [
-    dict(case._asdict(), function=case.kernel.__name__, kernel=parameters(case.kernel)) for case in shipped.cases()
+    dict(case._asdict(), function=case.kernel.__name__, kernel=parameters(case.kernel))
+    for case in compile_cases.cases()
 ]
 print(json.dumps(dict(launched=launched, cases=cases)))
 """
@@ -53,7 +54,7 @@ sys.exit(tool.main(["--check", "--json", sys.argv[1]]))
 #: A tiling that spills takes the place of another.
 SPILL = """
 import sys
-from fma_kernels.backends.triton.tuning import TILINGS, Tiling
+from fma_kernels.backends.triton.attention_tilings import TILINGS, Tiling
 from helpers.tool_loader import load_tool
 TILINGS[4, 64] = (Tiling(64, 32, 8, 1),) * 4
 del TILINGS[4, 128]

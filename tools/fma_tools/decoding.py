@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fma_kernels import DecodingState, Hierarchy, SummaryBasis, aggregate, fma_attention
+from fma_kernels import DecodingState, Hierarchy, KeyValueCache, SummaryBasis, aggregate, fma_attention
 from fma_kernels.measure import milliseconds
 
 #: Largest difference from the definition in float64 that rounding may make; the values are of order 1.
@@ -56,37 +56,6 @@ class Settings:
     kv_tokens: int
     chunk: int
     seed: int
-
-
-class KeyValueCache:
-    """All keys and values so far, and full attention from the next token.
-
-    Args:
-        like: (B, H, T, d), whose batch, heads, channels, dtype and device the tokens have.
-        capacity: most tokens that there can be.
-    """
-
-    def __init__(self, like: Tensor, capacity: int):
-        self.keys, self.values = (like.new_empty(*like.shape[:2], capacity, like.shape[3]) for _ in range(2))
-        self.num_tokens = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the keys and values that it holds."""
-        return 2 * self.keys[:, :, : self.num_tokens].numel() * self.keys.element_size()
-
-    def fill(self, key: Tensor, value: Tensor) -> None:
-        """Append keys and values (B, H, T, d)."""
-        end = self.num_tokens + key.shape[2]
-        self.keys[:, :, self.num_tokens : end] = key
-        self.values[:, :, self.num_tokens : end] = value
-        self.num_tokens = end
-
-    def step(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Append one token (B, H, 1, d) and attend from it to all."""
-        self.fill(key, value)
-        keys, values = (x[:, :, : self.num_tokens] for x in (self.keys, self.values))
-        return F.scaled_dot_product_attention(query, keys, values)
 
 
 @dataclass
@@ -155,13 +124,13 @@ class Benchmark:
         length = 16 * self.settings.cell_size + 3
         tokens = self.tokens(length)
         state, prompt = self.state(), 9 * self.settings.cell_size + 1
-        cache = KeyValueCache(tokens[0], length)
-        fma, full = [state.prefill(*tokens[..., :prompt, :])], []
+        cache = KeyValueCache(capacity=length)
+        fma, full = [state.take(*tokens[..., :prompt, :])], []
         for i in range(length):
             token = tokens[..., i : i + 1, :]
-            full.append(cache.step(*token))
+            full.append(cache.take(*token))
             if i >= prompt:
-                fma.append(state.step(*token))
+                fma.append(state.take(*token))
         query, key, value = tokens.double()
         hierarchy = Hierarchy((length,), self.settings.cell_size, self.settings.rank, causal=True)
         summaries = [aggregate(x, b, hierarchy, backend="torch") for x, b in zip((key, value), self.bases, strict=True)]
@@ -176,23 +145,23 @@ class Benchmark:
         """Fill and time the contexts, shortest first; yields a row for each."""
         settings = self.settings
         state = self.state()
-        cache = KeyValueCache(self.tokens(1)[0], settings.contexts[-1] + settings.rounds * settings.cell_size)
+        cache = KeyValueCache(capacity=settings.contexts[-1] + settings.rounds * settings.cell_size)
         for context in settings.contexts:
             while missing := context - state.num_tokens:
                 chunk = self.tokens(min(settings.chunk, missing))
-                state.step(*chunk)
-                cache.fill(*chunk[1:])
+                state.take(*chunk)
+                cache.append(*chunk[1:])
             fma_bytes, kv_bytes = state.nbytes, cache.nbytes
             times = {"mean": [], "slowest": [], "kv": []}
             for _ in range(settings.rounds):
                 tokens = self.tokens(settings.cell_size).split(1, dim=3)
-                fma = [milliseconds(lambda x=x: state.step(*x), self.device) for x in tokens]
+                fma = [milliseconds(lambda x=x: state.take(*x), self.device) for x in tokens]
                 times["mean"].append(statistics.mean(fma))
                 times["slowest"].append(max(fma))
-                kv = [milliseconds(lambda x=x: cache.step(*x), self.device) for x in tokens[: settings.kv_tokens]]
+                kv = [milliseconds(lambda x=x: cache.take(*x), self.device) for x in tokens[: settings.kv_tokens]]
                 times["kv"].append(statistics.mean(kv))
                 for x in tokens[settings.kv_tokens :]:
-                    cache.fill(*x[1:])
+                    cache.append(*x[1:])
             mean, slowest, kv_ms = (statistics.median(x) for x in times.values())
             yield Row(context, mean, slowest, fma_bytes, kv_ms, kv_bytes)
 

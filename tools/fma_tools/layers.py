@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fma_kernels import FMAttention
@@ -53,49 +52,10 @@ class Settings:
     seed: int
 
 
-class SequenceFMA(FMAttention):
-    """FMA over a sequence; takes (B, N, C) and nothing else, as the other layers do."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x, x.shape[1:2])
-
-
-class FullAttention(nn.Module):
-    """Full attention by PyTorch's ``scaled_dot_product_attention``, with the projections of the other layers.
-
-    Args:
-        dim: channels.
-        heads: attention heads.
-        causal: a token reads no later one.
-    """
-
-    def __init__(self, dim: int, heads: int, causal: bool):
-        super().__init__()
-        self.heads, self.causal = heads, causal
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(*qkv, is_causal=self.causal)
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-
-def fma(settings: Settings, causal: bool, query_summaries: bool = False) -> nn.Module:
-    """This project's layer, nested summaries; with query summaries, FMA-linear."""
-    return SequenceFMA(
-        settings.dim,
-        settings.heads,
-        settings.cell_size,
-        settings.rank,
-        causal=causal,
-        query_summaries=query_summaries,
-        qkv_bias=False,
-    )
-
-
-def sdpa(settings: Settings, causal: bool) -> nn.Module:
-    """Full attention."""
-    return FullAttention(settings.dim, settings.heads, causal)
+def own(attention: str, settings: Settings, causal: bool) -> nn.Module:
+    """This project's layer with one of its attentions, nested summaries."""
+    cells = dict(cell_size=settings.cell_size, rank=settings.rank)
+    return FMAttention(settings.dim, settings.heads, causal=causal, attention=attention, qkv_bias=False, **cells)
 
 
 def h_transformer(settings: Settings, causal: bool) -> nn.Module:
@@ -159,11 +119,9 @@ class Kind:
 
 
 KINDS = {
-    "fma": Kind("FMA", fma, "cell {cell_size}, rank {rank}, nested summaries"),
-    "fma-linear": Kind(
-        "FMA-linear", partial(fma, query_summaries=True), "cell {cell_size}, rank {rank}, nested summaries"
-    ),
-    "sdpa": Kind("SDPA", sdpa, "scaled_dot_product_attention"),
+    "fma": Kind("FMA", partial(own, "fma"), "cell {cell_size}, rank {rank}, nested summaries"),
+    "fma-linear": Kind("FMA-linear", partial(own, "fma_linear"), "cell {cell_size}, rank {rank}, nested summaries"),
+    "sdpa": Kind("SDPA", partial(own, "full"), "scaled_dot_product_attention"),
     "h-transformer-1d": Kind("h-transformer-1d", h_transformer, "blocks of 16", limit=1, library=True),
     "local-attention": Kind(
         "local-attention", local, "window of 128, exact; no rotary positions", limit=1, library=True
@@ -256,7 +214,7 @@ class Entry:
             return "output or gradients are not finite"
         if self.causal and (cut := self._leak(out)) is not None:
             return f"outputs before token {cut} depend on later tokens"
-        if isinstance(self.layer, FMAttention):
+        if isinstance(self.layer, FMAttention) and self.layer.attention.attention != "full":
             error = self._difference_from_definition()
             if not error <= TOLERANCE:
                 return f"{error:.1e} from the definition in float64, expected at most {TOLERANCE:g}"
@@ -277,9 +235,9 @@ class Entry:
     @torch.no_grad()
     def _difference_from_definition(self) -> float:
         """Of FMA on a sequence of some levels with a partial cell, relative to the largest output."""
-        short = self.x[:, : 15 * self.layer.cell_size + 1]
+        short = self.x[:, : 15 * self.layer.attention.cell_size + 1]
         definition = copy.deepcopy(self.layer).double()
-        definition.backend = "reference"
+        definition.attention.backend = "reference"
         exact = definition(short.double())
         return ((self.layer(short) - exact).abs().max() / exact.abs().max()).item()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .command import CommandError
 
 if TYPE_CHECKING:  # importing it makes the kernels, which the interpreter's variable would spoil
-    from fma_kernels.backends.triton.shipped import Case
+    from fma_kernels.backends.triton.compile_cases import Case
 
 
 @dataclass(frozen=True)

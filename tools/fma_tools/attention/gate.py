@@ -165,7 +165,7 @@ class Gate:
         levels = zip(h.levels, far_query.split(h.level_sizes), far_key.split(h.level_sizes), strict=True)
         for level, queries, keys in levels:
             block, number = h.cell_width(level) // h.rank, torch.zeros_like(self.rows)
-            for x, count in zip(coordinates, h.summaries(level), strict=True):
+            for x, count in zip(coordinates, h.summary_grid(level), strict=True):
                 number = number * count + x // block
             products.append(queries[number] @ keys.T)
         return torch.cat(products, 1) if products else query.new_zeros(len(self.rows), 0)

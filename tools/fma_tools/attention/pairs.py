@@ -143,7 +143,7 @@ def fma_pairs(hierarchy: Hierarchy, device: torch.device, summaries: bool = True
     cells, levels = [token // h.cell_size], [torch.zeros_like(start)]
     starts, log_counts = [start], [torch.zeros(h.num_tokens, device=device)]
     for level in h.levels if summaries else ():
-        summary, width = _coordinates(h.summaries(level), device), h.cell_width(level)
+        summary, width = _coordinates(h.summary_grid(level), device), h.cell_width(level)
         cells.append(summary // h.rank)
         levels.append(torch.full_like(summary[:, 0], level))
         starts.append(cells[-1][:, 0] * width)

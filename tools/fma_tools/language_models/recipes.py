@@ -15,7 +15,7 @@ from ..command import CommandError
 OPTIONS = {
     "cell": "fma_cell_size",
     "rank": "fma_rank",
-    "aggregation": "fma_aggregation",
+    "basis_kind": "fma_basis_kind",
     "group_bias": "fma_group_bias",
     "window": "fma_window",
     "positions": "fma_positions",

@@ -34,7 +34,7 @@ def reads(hierarchy, summaries):
         first = n
         for level in h.levels if summaries else ():
             cells = set(h.interaction_list(level, (place[i] // h.cell_width(level)).tolist()))
-            blocks = torch.cartesian_prod(*map(torch.arange, h.summaries(level))).view(-1, h.ndim)
+            blocks = torch.cartesian_prod(*map(torch.arange, h.summary_grid(level))).view(-1, h.ndim)
             width = h.cell_width(level) // h.rank
             read = [
                 tuple(cell) in cells and all(b * width < m for b, m in zip(block, h.grid, strict=True))
