@@ -372,7 +372,7 @@ def test_memory_grows_linearly():
     for n in (2**14, 2**16):
         hierarchy = Hierarchy((n,), 64, 4)
         x, s = torch.randn(1, 1, n, 4), torch.randn(1, 1, hierarchy.num_summaries, 4)
-        options = Options(0.5, True, None, None, None, 0.0, None)
+        options = Options(scale=0.5)
         level_pass = LevelPass(hierarchy, 0, far=True)
         with LargestTensor() as largest:
             out, lse = blockwise.forward(level_pass, x, [x, s], [x, s], options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class LevelPass:
 
     hierarchy: Hierarchy
     level: int
+    _: KW_ONLY
     far: bool
 
     @property
@@ -63,7 +64,7 @@ class LevelPass:
         return summaries_from_cells(x.unflatten(0, (batch, -1)), self.hierarchy)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """Arguments of both directions of a pass beside queries, keys and values.
 
@@ -72,12 +73,12 @@ class Options:
     """
 
     scale: float
-    group_bias: bool
-    mask: Tensor | None
-    carry: Tensor | None
-    carry_lse: Tensor | None
-    dropout_p: float
-    seed: Tensor | None
+    group_bias: bool = True
+    mask: Tensor | None = None
+    carry: Tensor | None = None
+    carry_lse: Tensor | None = None
+    dropout_p: float = 0.0
+    seed: Tensor | None = None
 
     def of(self, part: tuple[slice, slice]) -> Options:
         """The options of a slice (batch, heads)."""

@@ -85,7 +85,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output and log-sum-exp of the tokens, then those of the query summaries, level after level, for the backward."""
     hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
-    options = Options(scale, group_bias, mask, None, None, dropout_p, seed)
+    options = Options(scale=scale, group_bias=group_bias, mask=mask, dropout_p=dropout_p, seed=seed)
     far_out, far_lse = _empty_levels(query, far_query)
     with _backend(backend, query) as work:
         if far_query is None:
@@ -127,7 +127,7 @@ def _attend_backward(
 ) -> list[Tensor]:
     """Gradients of query, key, value, then of query, key and value summaries if there are any."""
     hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
-    options = Options(scale, group_bias, mask, None, None, dropout_p, seed)
+    options = Options(scale=scale, group_bias=group_bias, mask=mask, dropout_p=dropout_p, seed=seed)
     with _backend(backend, query) as work:
         if far_query is None:
             level_pass, keys, values = _single_pass(hierarchy, key, value, far_key, far_value)

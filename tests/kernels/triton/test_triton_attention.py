@@ -129,6 +129,22 @@ def test_odd_outputs_and_gradients(shape, dtype, attends):
     assert_as_precise(problem, problem.run("triton"))
 
 
+@ALL
+@pytest.mark.parametrize("shape", [SMALL["causal"], ((30,), 16, 4, False, 16)], ids=["far", "near alone"])
+def test_the_log_sum_exp_and_its_gradients(attends, shape):
+    problem = Problem(shape, attends=attends)
+    step = random(2, 1, shape[0][0], seed=8).to(DEVICE)
+    results = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        inputs = [x.detach().to(dtype).requires_grad_() for x in problem.inputs]
+        lse = problem.attention(inputs, backend, return_lse=True)[1]
+        assert lse.dtype == dtype
+        grads = torch.autograd.grad((lse * step).sum(), inputs, allow_unused=True)
+        results.append([lse, *(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True))])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_a_query_that_reads_nothing_gives_zeros():
     problem = Problem(SMALL["causal"], masked=True)
     results = problem.run("triton")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -214,7 +215,7 @@ def _schedule(
         order: owner cells in the order in which items take them.
         tile: rows of an item.
         device: where the tables shall lie.
-        chunk: chunk of each partner cell; an owner then has an item per chunk that it has partners in. Without, every
+        chunk: chunk of each partner cell; an owner then has an item per chunk that it has partners in. Without it, an
             owner is in one item, with partners or without.
     """
     parts = -(-owner_rows.shape[1] // tile)
@@ -227,40 +228,82 @@ def _schedule(
     groups = min(_MAX_GROUPS, tile // group)
     place = _inverse(order)[owner]
     if chunk is None:
-        item, slot, number_of_items = place // groups, place % groups, -(-len(order) // groups)
-        owned_item, owned_slot, owned = torch.arange(len(order)) // groups, torch.arange(len(order)) % groups, order
+        item, slot, owned = _items_of_all(place, order, groups)
     else:
-        owned_key, owned_of_pair = torch.unique(chunk[partner] * len(order) + place, return_inverse=True)
-        owned_chunk, owned = owned_key // len(order), order[owned_key % len(order)]
-        per_chunk = torch.bincount(owned_chunk, minlength=int(chunk.max()) + 1)
-        position = torch.arange(len(owned)) - (per_chunk.cumsum(0) - per_chunk)[owned_chunk]
-        items_per_chunk = -(-per_chunk // groups)
-        owned_item = (items_per_chunk.cumsum(0) - items_per_chunk)[owned_chunk] + position // groups
-        owned_slot, number_of_items = position % groups, int(items_per_chunk.sum())
-        item, slot = owned_item[owned_of_pair], owned_slot[owned_of_pair]
+        item, slot, owned = _items_by_chunk(place, order, groups, chunk[partner])
+    rows = torch.full((int(owned.item.max()) + 1, groups, group), EMPTY)
+    rows[owned.item, owned.slot] = owner_rows[owned.cell]
+    first, partners, bits = _partner_lists(item, slot, partner, partner_rows, len(rows))
+    rows, first, partners, bits = (
+        x.to(torch.int32).to(device) for x in (rows.flatten(1), first, partners, bits)
+    )  # fmt: skip
+    return Schedule(rows, first, partners, bits if groups > 1 else None, group)
 
-    rows = torch.full((number_of_items, groups, group), EMPTY)
-    rows[owned_item, owned_slot] = owner_rows[owned]
 
-    # The partner cells of each item, each once, with the bits of those that it is paired with.
+class _Owned(NamedTuple):
+    """Owner cells by item: which cell is in which slot of which item, (entries,) each."""
+
+    item: Tensor
+    slot: Tensor
+    cell: Tensor
+
+
+def _items_of_all(place: Tensor, order: Tensor, groups: int) -> tuple[Tensor, Tensor, _Owned]:
+    """Every owner cell in one item, ``groups`` neighbours in the order together.
+
+    Args:
+        place: (pairs,) place of each pair's owner in the order.
+        order: owner cells in the order in which items take them.
+        groups: cells of an item.
+
+    Returns:
+        Item and slot of each pair's owner, and the owner cells of all items.
+    """
+    every = torch.arange(len(order))
+    return place // groups, place % groups, _Owned(every // groups, every % groups, order)
+
+
+def _items_by_chunk(place: Tensor, order: Tensor, groups: int, chunk: Tensor) -> tuple[Tensor, Tensor, _Owned]:
+    """As :func:`_items_of_all`, with an item per chunk of partners for owners that have partners in it.
+
+    Args:
+        chunk: (pairs,) chunk of each pair's partner.
+    """
+    key, of_pair = torch.unique(chunk * len(order) + place, return_inverse=True)
+    owned_chunk, cell = key // len(order), order[key % len(order)]
+    per_chunk = torch.bincount(owned_chunk)
+    position = torch.arange(len(cell)) - (per_chunk.cumsum(0) - per_chunk)[owned_chunk]
+    items_per_chunk = -(-per_chunk // groups)
+    item = (items_per_chunk.cumsum(0) - items_per_chunk)[owned_chunk] + position // groups
+    slot = position % groups
+    return item[of_pair], slot[of_pair], _Owned(item, slot, cell)
+
+
+def _partner_lists(
+    item: Tensor, slot: Tensor, partner: Tensor, partner_rows: list[Tensor], num_items: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the partner cells of each item, each cell once, with the bits of the owners that it is paired with.
+
+    Args:
+        item, slot, partner: (pairs,) of each pair.
+        partner_rows: tables (cells, T), a table after the other.
+        num_items: number of items.
+
+    Returns:
+        ``first``, ``partners`` and ``bits`` of a :class:`Schedule`.
+    """
     exists = [rows != EMPTY for rows in partner_rows]
     flat_rows = torch.cat([rows[mask] for rows, mask in zip(partner_rows, exists, strict=True)])
     size = torch.cat([mask.sum(1) for mask in exists])
     entry, inverse = torch.unique(item * len(size) + partner, return_inverse=True)
     bits = torch.zeros(len(entry), dtype=torch.int64).index_add_(0, inverse, torch.ones_like(slot) << slot)
     entry_item, entry_cell = entry // len(size), entry % len(size)
-    # Then the rows of each.
     length = size[entry_cell]
     begin = (size.cumsum(0) - size)[entry_cell]
     offset = begin - (length.cumsum(0) - length)
     partners = flat_rows[torch.arange(int(length.sum())) + offset.repeat_interleave(length)]
-    per_item = torch.zeros(number_of_items, dtype=torch.int64).index_add_(0, entry_item, length)
-    first = torch.nn.functional.pad(per_item.cumsum(0), [1, 0])
-    bits = bits.repeat_interleave(length) if groups > 1 else None
-    rows, first, partners, bits = (
-        None if x is None else x.to(torch.int32).to(device) for x in (rows.flatten(1), first, partners, bits)
-    )
-    return Schedule(rows, first, partners, bits, group)
+    per_item = torch.zeros(num_items, dtype=torch.int64).index_add_(0, entry_item, length)
+    return torch.nn.functional.pad(per_item.cumsum(0), [1, 0]), partners, bits.repeat_interleave(length)
 
 
 def _reduction(schedule: Schedule, num_rows: int, width: int) -> Reduction:
