@@ -1,4 +1,4 @@
-"""Fast Multipole Attention in a vision transformer that exists, with the weights that it has."""
+"""Fast Multipole Attention in an existing vision transformer, with its weights."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fma_kernels import Hierarchy
+from fma_kernels import ATTENTIONS, CoreAttention, Hierarchy
 from fma_kernels.checks import require
-from fma_kernels.modules import CoreAttention
-
-from .models.attention import ATTENTIONS
 
 
 def convert_attention(
     model: nn.Module,
     cell_size: int,
     rank: int = 1,
+    *,
     attention: str = "fma",
     layers: int | Iterable[int] | None = None,
-    *,
-    aggregation: str = "nested",
+    basis_kind: str = "nested",
     num_levels: int | None = None,
     share_heads: bool = False,
+    group_bias: bool = True,
     backend: str = "auto",
 ) -> nn.Module:
     """Replace the self-attention of a vision transformer by FMA over its patches, in place.
@@ -49,22 +47,25 @@ def convert_attention(
         model: the backbone, or any module that contains exactly one.
         cell_size: side of the finest cells, in patches.
         rank: summaries per cell and axis; divides ``cell_size``.
-        attention: ``"fma"``, or ``"fma_linear"`` where queries are summarised too.
+        attention: ``"fma"``, or ``"fma_linear"`` where queries are summarised too. Two controls go through the same
+            replaced modules and have no bases: ``"near"`` reads the near field alone, and ``"full"`` computes what the
+            model did before, on images of any size.
         layers: numbers of the layers to convert, negative ones from the end; None for all.
-        aggregation: how summaries are made: ``"nested"``, ``"direct"`` or ``"mean"``.
+        basis_kind: how summaries are made: ``"nested"``, ``"direct"`` or ``"mean"``.
         num_levels: levels to build bases for; those of the model's ``img_size`` if None. ``"nested"`` bases reuse the
             last one on larger images, ``"direct"`` ones need all.
         share_heads: share the bases over the heads.
+        group_bias: let a summary weigh as much as the tokens that it stands for.
         backend: see :func:`fma_kernels.fma_attention`.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: an argument is outside of what is stated above, or a layer has another attention, was converted
+        ValueError: an argument is outside of the values stated above, or a layer has another attention, was converted
             before, or uses an option of its attention that FMA has no counterpart of. Nothing is changed then.
     """
-    require(attention in ATTENTIONS, "attention", attention, f"one of {ATTENTIONS}")
+    require(attention in ATTENTIONS, "attention", attention, f"one of {', '.join(ATTENTIONS)}")
     library, name, backbone = _find_vision_transformer(model)
     replacement = REPLACEMENTS[library.__name__]
     modules = {}
@@ -85,10 +86,11 @@ def convert_attention(
         cell_size=cell_size,
         rank=rank,
         ndim=2,
-        aggregation=aggregation,
-        query_summaries=attention == "fma_linear",
+        attention=attention,
+        basis_kind=basis_kind,
         num_levels=num_levels,
         share_heads=share_heads,
+        group_bias=group_bias,
         num_global_tokens=replacement.count_global_tokens(backbone),
         backend=backend,
     )
@@ -141,7 +143,7 @@ class PatchAttention(CoreAttention):
     def attend_patches(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
         """Attention of tokens (B, H, G + N, d) to each other."""
         grid = self.patches.shape(query.shape[2] - self.num_global_tokens)
-        return self.attend(query, key, value, grid, dropout_p=dropout_p)
+        return super().forward(query, key, value, grid, dropout_p=dropout_p)
 
 
 class PretrainAttention(PatchAttention):

@@ -12,11 +12,12 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
+from fma_kernels import CoreAttention
 from fma_mm import FMA2D
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +118,16 @@ def test_channels():
     stated = {arch: [int(n) for n in row.split(",")] for names, row in rows for arch in re.findall(r"\w+", names)}
     first = {name: arch["embed_dims"] for name, arch in FMA2D.arch_zoo.items()}
     assert stated == {name: [n, 2 * n, 4 * n, 8 * n] for name, n in first.items()}
+
+
+def test_controls():
+    by_config, by_hook = blocks("Controls")
+    cfg = Config.fromstring(by_config.replace("PATH", str(ROOT)), ".py")
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    assert {module.attention for module in model.modules() if isinstance(module, CoreAttention)} == {"near"}
+    (hook,) = Config.fromstring(by_hook, ".py").custom_hooks
+    assert HOOKS.build(hook).options == dict(cell_size=7, attention="full")
 
 
 def test_models_and_configs_by_name():

@@ -1,4 +1,4 @@
-"""What one query of Fast Multipole Attention over a feature map reads, and with which weights."""
+"""Tokens and summaries that one query over a feature map reads, and their weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..models import FMA2DAttention
 
 @dataclass(frozen=True)
 class LevelReading:
-    """What a query reads at one level: single tokens in its near field, summaries of sub-blocks further away.
+    """Readings of a query at one level: single tokens in its near field, summaries of sub-blocks further away.
 
     Attributes:
         level: 0 for the near field, 1 to L for the far levels.
@@ -42,9 +42,9 @@ class QueryAttention:
     """The attention of one query, by level.
 
     Attributes:
-        hierarchy: geometry of the feature map; with no levels, the near field is everything.
+        hierarchy: geometry of the feature map; without levels, the near field is the whole map.
         query: row and column of the query.
-        readings: what the query reads: the near field, then the far levels, finest first.
+        readings: the near field, then the far levels that the query reads, finest first.
         weights: for each of the readings the softmax weights (heads, m), in the dtype of the tokens. For each head, the
             weights of all levels together sum to 1.
     """
@@ -53,10 +53,6 @@ class QueryAttention:
     query: tuple[int, int]
     readings: list[LevelReading]
     weights: list[Tensor]
-
-    def level_shares(self) -> Tensor:
-        """Weight of each level, (heads, 1 + L): near field first; sums to 1 for each head."""
-        return torch.stack([weights.sum(-1) for weights in self.weights], -1)
 
     def token_map(self) -> Tensor:
         """Weights over the tokens, (heads, height, width); a summary's is spread evenly over the tokens it stands for.
@@ -72,7 +68,7 @@ class QueryAttention:
 
 
 def query_readings(hierarchy: Hierarchy, query: tuple[int, int]) -> list[LevelReading]:
-    """What a query of a two-dimensional grid reads (arXiv 2310.11960, section 3).
+    """Readings of a query of a two-dimensional grid (arXiv 2310.11960, section 3).
 
     Args:
         hierarchy: geometry, two axes.
@@ -95,7 +91,7 @@ def query_readings(hierarchy: Hierarchy, query: tuple[int, int]) -> list[LevelRe
         width = hierarchy.cell_width(level)
         cells = hierarchy.interaction_list(level, [i // width for i in query])
         side = width // hierarchy.rank
-        index, boxes = _sub_blocks(cells, hierarchy.rank, side, hierarchy.summaries(level), hierarchy.grid)
+        index, boxes = _sub_blocks(cells, hierarchy.rank, side, hierarchy.summary_grid(level), hierarchy.grid)
         readings.append(LevelReading(level, index + before, boxes))
         before += hierarchy.level_sizes[level - 1]
     return readings
@@ -120,6 +116,7 @@ def query_attention(
     """The exact weights with which one query of a module's call reads tokens and summaries, in evaluation.
 
     Under FMA-linear, the weights at a far level are those of the query summary of the sub-block that the query lies in.
+    A control has a near field alone: the tokens of touching cells (``"near"``), or all tokens (``"full"``).
 
     Args:
         module: the attention.
@@ -133,17 +130,21 @@ def query_attention(
     Raises:
         ValueError: the shapes do not fit together, or the query is outside of the map.
     """
-    fma = module.fma
-    hierarchy = Hierarchy(tuple(hw_shape), fma.cell_size, fma.rank)
-    expected = (hierarchy.num_tokens, fma.embed_dims)
+    core = module.attention
+    cells = (max(hw_shape), 1) if core.attention == "full" else (core.cell_size, core.rank)
+    hierarchy = Hierarchy(tuple(hw_shape), *cells)
+    expected = (hierarchy.num_tokens, module.embed_dims)
     require(tuple(x.shape) == expected, "x.shape", tuple(x.shape), f"{expected}, the tokens of a map {tuple(hw_shape)}")
     readings = query_readings(hierarchy, query)
+    if core.attention == "near":
+        readings = readings[:1]
 
-    q, k, _ = fma.qkv(x[None]).unflatten(-1, (3, fma.num_heads, fma.head_dim)).permute(2, 0, 3, 1, 4)  # (1, H, N, d)
-    key_summaries = aggregate(k, fma.key_basis, hierarchy)
-    query_summaries = None if fma.query_basis is None else aggregate(q, fma.query_basis, hierarchy, queries=True)
+    heads = (core.num_heads, core.head_dim)
+    q, k, _ = module.qkv(x[None]).unflatten(-1, (3, *heads)).permute(2, 0, 3, 1, 4)  # (1, H, N, d) each
+    key_summaries = None if core.key_basis is None else aggregate(k, core.key_basis, hierarchy)
+    query_summaries = None if core.query_basis is None else aggregate(q, core.query_basis, hierarchy, queries=True)
     own = q[0, :, query[0] * hierarchy.grid[1] + query[1]]  # (H, d)
-    scale = fma.head_dim**-0.5 if fma.qk_scale is None else fma.qk_scale
+    scale = core.head_dim**-0.5 if core.scale is None else core.scale
 
     logits = []
     before = 0  # summaries of finer levels
@@ -152,11 +153,11 @@ def query_attention(
         if reading.level:
             if query_summaries is not None:
                 side = hierarchy.cell_width(reading.level) // hierarchy.rank
-                columns = hierarchy.summaries(reading.level)[1]
+                columns = hierarchy.summary_grid(reading.level)[1]
                 asks = query_summaries[0, :, before + query[0] // side * columns + query[1] // side]
             before += hierarchy.level_sizes[reading.level - 1]
         logit = scale * torch.einsum("hd,hmd->hm", asks, keys[:, reading.index.to(keys.device)])
-        logits.append(logit + reading.counts.to(logit).log() if fma.group_bias else logit)
+        logits.append(logit + reading.counts.to(logit).log() if core.group_bias else logit)
     weights = torch.cat(logits, -1).softmax(-1).split([len(reading.index) for reading in readings], -1)
     return QueryAttention(hierarchy, tuple(query), readings, list(weights))
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Any
+
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from torch import Tensor
 
 from fma_kernels import FMAttention
-from fma_kernels.checks import require
-
-#: The two attentions of the paper, by their names in a config.
-ATTENTIONS = ("fma", "fma_linear")
 
 
 @MODELS.register_module()
-class FMA2DAttention(BaseModule):
+class FMA2DAttention(FMAttention, BaseModule):
     """Multi-head Fast Multipole Attention over a feature map (arXiv 2310.11960, in two dimensions).
 
     A token reads its own and the touching cells token by token, and everything further away through learned summaries
     that get coarser with distance, all under one softmax. A map of at most two cells per side gets full attention.
+    ``forward(x, hw_shape)`` takes the G global tokens and then those of the map in row-major order, (B, G + H * W, C),
+    and the height and width (H, W) of the map. It returns (B, G + H * W, C).
 
     The summary bases start as means and keep that start: no ``init_cfg`` reaches them.
 
@@ -27,72 +27,27 @@ class FMA2DAttention(BaseModule):
         num_heads: number of heads.
         cell_size: side of the finest cells, in tokens.
         rank: summaries per cell and axis; divides ``cell_size``.
-        attention: ``"fma"``, or ``"fma_linear"`` where queries are summarised too and the cost is linear in H * W.
-        aggregation: how summaries are made: ``"nested"``, ``"direct"`` or ``"mean"``.
-        num_levels: number of levels whose bases are built. ``"nested"`` reuses the last one beyond them.
-        share_heads: share the bases over the heads.
-        qkv_bias: add a bias to the projections to queries, keys and values.
         qk_scale: factor of the logits; ``head_dim ** -0.5`` when None.
-        group_bias: let a summary weigh as much as the tokens it stands for.
-        attn_drop: dropout of the attention weights.
-        proj_drop: dropout of the output.
-        backend: see :func:`fma_kernels.fma_attention`.
-        num_global_tokens: leading tokens, such as a class token, that have no place in the map: they read every token
-            one by one, and every token reads them.
         init_cfg: mmengine initialisation config.
+        **options: the other arguments of :class:`fma_kernels.FMAttention`: ``attention`` (``"fma"``, ``"fma_linear"``,
+            or a control, ``"near"`` or ``"full"``), ``basis_kind``, ``num_levels``, ``share_heads``, ``qkv_bias``,
+            ``group_bias``, ``num_global_tokens``, ``attn_drop``, ``proj_drop``, ``backend``.
 
     Raises:
-        ValueError: an argument is outside of what is stated above.
+        ValueError: an argument is outside of the values stated above.
+        TypeError: there is no such option.
     """
 
     def __init__(
         self,
         embed_dims: int,
         num_heads: int,
+        *,
         cell_size: int = 7,
         rank: int = 1,
-        attention: str = "fma",
-        aggregation: str = "nested",
-        num_levels: int = 1,
-        share_heads: bool = False,
-        qkv_bias: bool = True,
         qk_scale: float | None = None,
-        group_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        backend: str = "auto",
-        num_global_tokens: int = 0,
         init_cfg: dict | list[dict] | None = None,
+        **options: Any,
     ):
-        super().__init__(init_cfg)
-        require(attention in ATTENTIONS, "attention", attention, f"one of {ATTENTIONS}")
-        self.fma = FMAttention(
-            embed_dims,
-            num_heads,
-            cell_size,
-            rank,
-            ndim=2,
-            aggregation=aggregation,
-            query_summaries=attention == "fma_linear",
-            num_levels=num_levels,
-            share_heads=share_heads,
-            qkv_bias=qkv_bias,
-            qk_scale=qk_scale,
-            group_bias=group_bias,
-            num_global_tokens=num_global_tokens,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-            backend=backend,
-        )
-
-    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Attend within each feature map.
-
-        Args:
-            x: the G global tokens, then those of the map in row-major order, (B, G + H * W, C).
-            hw_shape: height and width (H, W) of the map.
-
-        Returns:
-            (B, G + H * W, C).
-        """
-        return self.fma(x, tuple(hw_shape))
+        super().__init__(embed_dims, num_heads, cell_size=cell_size, rank=rank, ndim=2, scale=qk_scale, **options)
+        self.init_cfg = deepcopy(init_cfg)  # FMAttention, the class before BaseModule, does not pass it on

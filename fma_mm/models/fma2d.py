@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.utils.checkpoint as cp
@@ -25,8 +25,11 @@ from .ffn import DepthwiseFFN
 
 T = TypeVar("T")
 
-#: What a dict that describes an architecture contains.
+#: Keys of a dict that describes an architecture.
 ARCH_KEYS = {"embed_dims", "depths", "num_heads"}
+
+#: Arguments of :class:`FMA2D` that it passes on to the attention of every block.
+ATTENTION_OPTIONS = ("attention", "basis_kind", "share_heads", "qkv_bias", "qk_scale", "group_bias", "backend")
 
 #: Initialisation when a config asks for none. The fan-in of a depthwise convolution is that of one channel.
 INIT_CFG = [
@@ -155,13 +158,7 @@ class FMA2D(BaseModule):
         strides: stride of the patch embedding, per stage.
         cell_sizes: side of the finest cells in tokens, one for all stages or one per stage.
         ranks: summaries per cell and axis, one for all stages or one per stage; divides the cell size.
-        attention: ``"fma"`` or ``"fma_linear"``.
-        aggregation: ``"nested"``, ``"direct"`` or ``"mean"``. With ``"direct"``, inputs much larger than ``img_size``
-            have more levels than were built and are refused.
-        share_heads: share the summary bases over the heads.
         ffn_ratio: channels inside the feed-forward networks, as a multiple of the stage's.
-        qkv_bias: add a bias to the projections to queries, keys and values.
-        qk_scale: factor of the logits; ``head_dim ** -0.5`` when None.
         drop_rate: dropout after the projections of attention and feed-forward networks.
         attn_drop_rate: dropout of the attention weights.
         drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0 at the first.
@@ -172,9 +169,21 @@ class FMA2D(BaseModule):
         with_cp: trade time for memory: recompute each block in the backward pass.
         init_cfg: mmengine initialisation config; None for truncated normal linear layers and Kaiming convolutions. The
             summary bases start as means whatever it says.
+        **attention_options: options of the attention of every block, with the defaults of :class:`FMA2DAttention`:
+
+            - ``attention``: ``"fma"``, or ``"fma_linear"`` where queries are summarised too and the cost is linear in
+              H * W. Two controls have the same projections, the same initialisation and no bases: ``"near"`` reads the
+              near field alone, ``"full"`` reads all tokens by PyTorch's scaled_dot_product_attention.
+            - ``basis_kind``: ``"nested"``, ``"direct"`` or ``"mean"``. With ``"direct"``, inputs much larger than
+              ``img_size`` have more levels than were built and are refused.
+            - ``share_heads``: share the summary bases over the heads; False by default.
+            - ``qkv_bias``: add a bias to the projections to queries, keys and values; True by default.
+            - ``qk_scale``: factor of the logits; ``head_dim ** -0.5`` by default.
+            - ``group_bias``: let a summary weigh as much as the tokens that it stands for; True by default.
+            - ``backend``: see :func:`fma_kernels.fma_attention`; ``"auto"`` by default.
 
     Raises:
-        ValueError: an argument is outside of what is stated above.
+        ValueError: an argument is outside of the values stated above, or there is no such argument.
 
     Example:
         >>> backbone = FMA2D(arch="tiny", out_indices=(0, 1, 2, 3))
@@ -192,18 +201,14 @@ class FMA2D(BaseModule):
     def __init__(
         self,
         arch: str | dict = "tiny",
+        *,
         img_size: int | tuple[int, int] = 224,
         in_channels: int = 3,
         patch_sizes: Sequence[int] = (7, 3, 3, 3),
         strides: Sequence[int] = (4, 2, 2, 2),
         cell_sizes: int | Sequence[int] = 7,
         ranks: int | Sequence[int] = 1,
-        attention: str = "fma",
-        aggregation: str = "nested",
-        share_heads: bool = False,
         ffn_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
@@ -213,8 +218,12 @@ class FMA2D(BaseModule):
         norm_cfg: dict = dict(type="LN"),  # noqa: B006
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
+        **attention_options: Any,
     ):
         super().__init__(INIT_CFG if init_cfg is None else init_cfg)
+        for name, value in attention_options.items():
+            expected = f"an argument of FMA2D, or of its attention: {', '.join(ATTENTION_OPTIONS)}"
+            require(name in ATTENTION_OPTIONS, name, value, expected)
         arch = self._resolve_arch(arch)
         self.depths = tuple(arch["depths"])
         num_stages = len(self.depths)
@@ -262,13 +271,9 @@ class FMA2D(BaseModule):
                     attn_cfg=dict(
                         cell_size=cell_sizes[i],
                         rank=ranks[i],
-                        attention=attention,
-                        aggregation=aggregation,
                         num_levels=max(1, Hierarchy(grid, cell_sizes[i], ranks[i]).num_levels),
-                        share_heads=share_heads,
-                        qkv_bias=qkv_bias,
-                        qk_scale=qk_scale,
                         attn_drop=attn_drop_rate,
+                        **attention_options,
                     ),
                 ),
             )

@@ -13,8 +13,7 @@ from mmengine.runner.activation_checkpointing import turn_on_activation_checkpoi
 from mmpretrain.models.selfsup import MAEViT, MaskFeatViT
 from torch import nn
 
-from fma_kernels import FMAttention
-from fma_kernels.modules import CoreAttention
+from fma_kernels import ATTENTIONS, CoreAttention, FMAttention
 from fma_mm import convert_attention
 
 ARCH = dict(embed_dims=8, num_layers=3, num_heads=2, feedforward_channels=16)
@@ -90,14 +89,17 @@ def run(model, x, seed=2):
 # --- the function
 
 
-@pytest.mark.parametrize("attention", ["fma", "fma_linear"])
+@pytest.mark.parametrize(
+    ("attention", "size"), [("fma", SMALL), ("fma_linear", SMALL), ("near", SMALL), ("full", LARGE)]
+)
 @pytest.mark.parametrize("case", CASES)
-def test_images_of_two_cells_per_side_keep_outputs_and_gradients(case, attention):
+def test_full_attention_keeps_outputs_and_gradients(case, attention, size):
+    """That of two cells per side, and the control on images of any size."""
     build, options = CASES[case]
     original = trained(build, **options)
     converted = convert_attention(copy.deepcopy(original), cell_size=4, attention=attention)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
-        x = images(SMALL, dtype)
+        x = images(size, dtype)
         for training in (False, True):
             for model in (original, converted):
                 model.to(dtype).train(training)
@@ -110,7 +112,7 @@ def test_images_of_two_cells_per_side_keep_outputs_and_gradients(case, attention
                     assert "_basis" in name and torch.count_nonzero(grad) == 0
 
 
-@pytest.mark.parametrize("attention", ["fma", "fma_linear"])
+@pytest.mark.parametrize("attention", ["fma", "fma_linear", "near"])
 @pytest.mark.parametrize(
     ("build", "options", "count"),
     [
@@ -136,7 +138,7 @@ def test_class_token_of_a_converted_mmseg_layer_is_exact():
     assert not torch.allclose(feature_map, expected_map, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("attention", ["fma", "fma_linear"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("build", [pretrain, seg])
 def test_on_larger_images_it_is_fma_over_the_patches(build, attention):
     """With the projections of the original, and class token and patches at their places."""
@@ -144,12 +146,12 @@ def test_on_larger_images_it_is_fma_over_the_patches(build, attention):
     inner = original.layers[1].attn if build is pretrain else original.layers[1].attn.attn
     names = ("qkv", "proj") if build is pretrain else ("in_proj", "out_proj")
     weights = dict(inner.named_parameters())
-    linear = attention == "fma_linear"
-    fma = FMAttention(8, 2, 4, 2, ndim=2, query_summaries=linear, num_levels=2, num_global_tokens=1).eval()
+    options = dict(cell_size=4, rank=2, attention=attention, num_levels=2)
+    fma = FMAttention(8, 2, ndim=2, num_global_tokens=1, **options).eval()
     fma.qkv.weight = inner.qkv.weight if build is pretrain else inner.in_proj_weight
     fma.qkv.bias = inner.qkv.bias if build is pretrain else inner.in_proj_bias
     fma.proj.weight, fma.proj.bias = (weights[f"{names[1]}.{kind}"] for kind in ("weight", "bias"))
-    convert_attention(original, 4, 2, attention)
+    convert_attention(original, **options)
     seen = []
     original.layers[1].attn.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
     original(images(LARGE))
@@ -198,6 +200,22 @@ def test_parameters_stay_and_only_bases_are_new(build):
     assert all(parameter.dtype == torch.float64 and parameter.requires_grad for parameter in new.values())
 
 
+@pytest.mark.parametrize("attention", ["near", "full"])
+@pytest.mark.parametrize("build", [pretrain, seg])
+def test_controls_add_no_parameters(build, attention):
+    model = build()
+    before = dict(model.named_parameters())
+    assert dict(convert_attention(model, 4, attention=attention).named_parameters()) == before
+
+
+def test_backend_and_group_bias_reach_every_layer():
+    model = convert_attention(pretrain(), 4, backend="reference", group_bias=False)
+    cores = [module for module in model.modules() if isinstance(module, CoreAttention)]
+    assert [(core.backend, core.group_bias) for core in cores] == [("reference", False)] * 3
+    with pytest.raises(TypeError, match="positional"):
+        convert_attention(pretrain(), 4, 1, "fma")
+
+
 def test_frozen_layers_stay_frozen():
     model = convert_attention(pretrain(frozen_stages=1), 4)
     for i, layer in enumerate(model.layers):
@@ -207,7 +225,7 @@ def test_frozen_layers_stay_frozen():
 
 @pytest.mark.parametrize(
     ("options", "levels"),
-    [(dict(), 2), (dict(num_levels=3), 3), (dict(cell_size=1), 2), (dict(cell_size=1, aggregation="direct"), 2)],
+    [(dict(), 2), (dict(num_levels=3), 3), (dict(cell_size=1), 2), (dict(cell_size=1, basis_kind="direct"), 2)],
 )
 def test_levels_are_those_of_the_image_size(options, levels):
     model = convert_attention(pretrain(), **(dict(cell_size=4) | options))  # nested bases have at least two
@@ -351,10 +369,10 @@ def structure(model):
         (lambda: further_keys(kdim=4), {}, r"layers.1.attn.attn.kdim and vdim=\(4, 8\).*embed_dim=8"),
         (lambda: convert_attention(pretrain(), 4, layers=1), {}, "layers.1.attn='FMA'.*not converted before"),
         (lambda: convert_attention(seg(), 4, layers=1), {}, "layers.1.attn='FMA'.*not converted before"),
-        (pretrain, dict(attention="full"), "attention='full'.*fma_linear"),
+        (pretrain, dict(attention="linear"), "attention='linear'.*full, near, fma, fma_linear"),
         (pretrain, dict(rank=3), "rank=3.*divisor of cell_size"),
         (pretrain, dict(cell_size=0), "cell_size=0"),
-        (pretrain, dict(aggregation="max"), "'max'.*nested"),
+        (pretrain, dict(basis_kind="max"), "'max'.*nested"),
         (pretrain, dict(backend="fast"), "backend='fast'"),
         (pretrain, dict(layers=3), "layers=3.*-3 to 2"),
         (pretrain, dict(layers=[0, -3]), r"layers=\[0, -3\].*different"),

@@ -51,7 +51,7 @@ def test_first_stage_has_two_far_levels(tmp_path):
     batch = next(iter(runner.build_dataloader(runner.cfg.train_dataloader)))
     stage = runner.model.backbone.stages[0]
     _, grid = stage(runner.model.data_preprocessor(batch)["inputs"])
-    basis = stage.blocks[0].attn.fma.key_basis
+    basis = stage.blocks[0].attn.attention.key_basis
     assert Hierarchy(grid, basis.cell_size, basis.rank).num_levels >= 2
 
 
@@ -152,7 +152,7 @@ def test_segmentation_demo_has_two_far_levels_and_every_weight_that_is_read_lear
     batch = next(iter(runner.build_dataloader(cfg.train_dataloader)))
     stage = runner.model.backbone.stages[0]
     _, grid = stage(runner.model.data_preprocessor(batch, training=True)["inputs"])
-    basis = stage.blocks[0].attn.fma.key_basis
+    basis = stage.blocks[0].attn.attention.key_basis
     assert Hierarchy(grid, basis.cell_size, basis.rank).num_levels >= 2
 
     before = {name: parameter.clone() for name, parameter in runner.model.named_parameters()}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fma_kernels import Hierarchy, aggregate
+from fma_kernels import ATTENTIONS, Hierarchy, aggregate
 from fma_mm import FMA2DAttention
 from fma_mm.analysis.attention_map import capture_inputs, query_attention, query_readings
 
@@ -17,7 +17,9 @@ cells = st.sampled_from([(1, 1), (2, 1), (2, 2), (3, 1), (4, 2)])
 def make(attention="fma", cell=(2, 1), **options) -> FMA2DAttention:
     """Two heads in float64 with weights far from their start, so that the weights are far from uniform."""
     torch.manual_seed(0)
-    module = FMA2DAttention(6, 2, *cell, attention=attention, num_levels=5, **options).double()
+    module = FMA2DAttention(
+        6, 2, cell_size=cell[0], rank=cell[1], attention=attention, num_levels=5, **options
+    ).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.7)
     return module
@@ -40,23 +42,25 @@ def test_readings_are_a_partition_of_the_grid(grid, cell, data):
 @given(
     sizes,
     cells,
-    st.sampled_from(["fma", "fma_linear"]),
+    st.sampled_from(ATTENTIONS),
     st.sampled_from(["nested", "direct", "mean"]),
     st.booleans(),
     st.sampled_from([None, 0.3]),
     st.data(),
 )
-def test_weights_times_values_is_the_output(grid, cell, attention, aggregation, group_bias, qk_scale, data):
+def test_weights_times_values_is_the_output(grid, cell, attention, basis_kind, group_bias, qk_scale, data):
     """Of the real module, before its last projection, for any query."""
     query = tuple(data.draw(st.integers(0, n - 1)) for n in grid)
-    module = make(attention, cell, aggregation=aggregation, group_bias=group_bias, qk_scale=qk_scale).eval()
+    module = make(attention, cell, basis_kind=basis_kind, group_bias=group_bias, qk_scale=qk_scale).eval()
     x = torch.randn(1, grid[0] * grid[1], 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    (expected,) = capture_inputs(module.fma.proj, lambda: module(x, grid))
+    (expected,) = capture_inputs(module.proj, lambda: module(x, grid))
 
     found = query_attention(module, x[0], grid, query)
     hierarchy = Hierarchy(grid, *cell)
-    values = module.fma.qkv(x).unflatten(-1, (3, 2, 3))[:, :, 2].transpose(1, 2)
-    sources = [values, *[aggregate(values, module.fma.value_basis, hierarchy)] * hierarchy.num_levels]
+    values = module.qkv(x).unflatten(-1, (3, 2, 3))[:, :, 2].transpose(1, 2)
+    sources = [values]
+    if module.attention.value_basis is not None:
+        sources += [aggregate(values, module.attention.value_basis, hierarchy)] * hierarchy.num_levels
     output = sum(
         torch.einsum("hm,hmd->hd", weights, source[0, :, reading.index])
         for reading, weights, source in zip(found.readings, found.weights, sources, strict=True)
@@ -65,7 +69,7 @@ def test_weights_times_values_is_the_output(grid, cell, attention, aggregation, 
     torch.testing.assert_close(output, actual, rtol=0, atol=1e-10)
 
     ones = torch.ones(2, dtype=torch.float64)
-    torch.testing.assert_close(found.level_shares().sum(1), ones, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sum(weights.sum(1) for weights in found.weights), ones, rtol=0, atol=1e-12)
     torch.testing.assert_close(found.token_map().sum((1, 2)), ones, rtol=0, atol=1e-12)
     assert all((weights >= 0).all() for weights in found.weights)
 
@@ -74,17 +78,27 @@ def test_a_small_map_shows_full_attention():
     module = make(cell=(4, 2))
     grid, query = (8, 5), (6, 1)
     x = torch.randn(40, 6, dtype=torch.float64)
-    q, k, _ = module.fma.qkv(x).unflatten(-1, (3, 2, 3)).unbind(1)
+    q, k, _ = module.qkv(x).unflatten(-1, (3, 2, 3)).unbind(1)
     weights = torch.einsum("hd,nhd->hn", q[6 * 5 + 1], k).mul(3**-0.5).softmax(-1)
     found = query_attention(module, x, grid, query)
     torch.testing.assert_close(found.token_map(), weights.view(2, 8, 5))
-    assert found.level_shares().shape == (2, 1)
+    assert len(found.weights) == 1
+
+
+def test_near_shows_touching_cells_and_full_shows_the_whole_map():
+    grid, query = (15, 15), (7, 7)
+    x = torch.randn(225, 6, dtype=torch.float64)
+    near, full = (query_attention(make(name, (3, 1)), x, grid, query).token_map() for name in ("near", "full"))
+    touching = torch.zeros(grid, dtype=torch.bool)
+    touching[3:12, 3:12] = True
+    assert torch.equal(near > 0, touching.expand(2, -1, -1))
+    assert (full > 0).all()
 
 
 def test_constant_keys_give_uniform_attention():
     """A summary weighs as much as its tokens; what is spread over them is what each would have."""
-    module = make(cell=(2, 2), aggregation="mean")
-    module.fma.qkv.weight.data[6:12] = 0
+    module = make(cell=(2, 2), basis_kind="mean")
+    module.qkv.weight.data[6:12] = 0
     grid = (17, 11)
     found = query_attention(module, torch.randn(17 * 11, 6, dtype=torch.float64), grid, (3, 9))
     torch.testing.assert_close(found.token_map(), torch.full((2, *grid), 1 / (17 * 11), dtype=torch.float64))

@@ -6,7 +6,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from fma_mm import FMA2D
+from fma_kernels import Hierarchy
+from fma_mm import FMA2D, FMA2DAttention
 from fma_mm.analysis.flops import by_module, count_flops, count_parameters
 
 
@@ -39,7 +40,7 @@ def test_modules_with_a_fast_path():
     assert flops[""] == attention + 2 * 2 * 10 * 16 * 32
 
 
-@pytest.mark.parametrize("arch", FMA2D.arch_zoo)
+@pytest.mark.parametrize("arch", ["tiny", "large"])  # tests/test_model_index.py counts the others
 def test_fma2d(arch):
     with FakeTensorMode():  # shapes alone
         model = FMA2D(arch=arch)
@@ -47,6 +48,17 @@ def test_fma2d(arch):
     settings = FMA2D.arch_zoo[arch]
     assert flops[""] == 2 * flops_by_hand.fma2d(settings["embed_dims"], settings["depths"])
     assert flops[""] == sum(flops[f"stages.{i}"] for i in range(4))
+
+
+def test_controls():
+    """The near field alone, and full attention, beside the projections; neither makes summaries."""
+    grid, channels = (9, 13), 16
+    tokens = 9 * 13
+    near, *_ = flops_by_hand.pairs_of_tokens(Hierarchy(grid, 2))
+    for attention, pairs in dict(near=near, full=tokens**2).items():
+        module = FMA2DAttention(channels, 4, cell_size=2, attention=attention)
+        flops = count_flops(module, torch.rand(3, tokens, channels), grid=grid)
+        assert flops[""] == 3 * (4 * tokens * channels**2 + 2 * pairs * channels)
 
 
 @pytest.mark.parametrize(

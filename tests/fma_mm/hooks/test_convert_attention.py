@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import FlexibleRunner, Runner, loops
 from mmpretrain.structures import DataSample
 
-from fma_kernels.modules import CoreAttention
+from fma_kernels import CoreAttention
 from fma_mm import ConvertAttentionHook
 
 BACKBONE = dict(
@@ -119,6 +119,20 @@ def test_other_hooks_find_the_converted_model(tmp_path):
     (hook,) = (hook for hook in runner.hooks if isinstance(hook, ModelOfBeforeRun))
     runner.train()
     assert any("_basis" in name for name in hook.names)
+
+
+def test_the_control_trains_like_the_original(tmp_path):
+    weights = []
+    for hooks in ([], [dict(type="ConvertAttentionHook", cell_size=2, attention="full")]):
+        options = dict(custom_hooks=hooks, randomness=dict(seed=0))
+        # Adam would turn the rounding of gradients that are 0 into whole steps.
+        options["optim_wrapper"] = dict(optimizer=dict(type="SGD", lr=0.1))
+        runner = Runner.from_cfg(make_config(tmp_path / f"{len(hooks)}", **options))
+        runner.train()
+        assert converted(runner.model) == 2 * len(hooks)
+        weights.append(dict(runner.model.named_parameters()))
+    original, control = weights
+    torch.testing.assert_close(control, original, rtol=1e-4, atol=1e-5)
 
 
 def test_one_runner_can_train_and_test(tmp_path):

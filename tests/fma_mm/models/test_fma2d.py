@@ -1,5 +1,6 @@
 import math
 import re
+from itertools import product
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from torch import nn
 
-from fma_kernels import Hierarchy, SummaryBasis
+from fma_kernels import CoreAttention, Hierarchy, SummaryBasis
 from fma_mm import FMA2D
 
 ARCH = dict(embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4))
@@ -44,7 +45,10 @@ def randomised(model: nn.Module) -> nn.Module:
         (dict(strides=(4, 2)), r"strides=\(4, 2\).*one value per stage, 4"),
         (dict(cell_sizes=(7, 7, 7)), r"cell_sizes=\(7, 7, 7\).*one value per stage, 4"),
         (dict(cell_sizes=4, ranks=(1, 2, 3, 4)), r"rank=3.*divisor of cell_size, which is 4"),
-        (dict(attention="window"), r"attention='window'"),
+        (dict(attention="window"), r"attention='window'.*one of full, near, fma, fma_linear"),
+        (dict(backend="cuda"), r"backend='cuda'.*torch"),
+        (dict(aggregation="mean"), r"aggregation='mean': expected an argument of FMA2D, .*basis_kind.*backend"),
+        (dict(num_levels=2), r"num_levels=2: expected an argument of FMA2D"),
         (dict(drop_path_rate=1.0), r"drop_path_rate=1.0.*\[0, 1\)"),
         (dict(out_indices=(4,)), r"out_indices=\(4,\).*from -4 to 3"),
         (dict(out_indices=(3, -1)), r"out_indices=\(3, -1\).*at most once"),
@@ -72,7 +76,7 @@ def test_custom_arch_with_any_number_of_stages():
     assert [tuple(x.shape) for x in model(torch.rand(1, 1, 32, 40))] == [(1, 12, 8, 10), (1, 24, 4, 5)]
     assert [len(stage.blocks) for stage in model.stages] == [2, 1]
     block = model.stages[0].blocks[0]
-    assert (block.attn.fma.key_basis.cell_size, block.attn.fma.key_basis.rank) == (4, 2)
+    assert (block.attn.attention.key_basis.cell_size, block.attn.attention.key_basis.rank) == (4, 2)
     assert block.ffn.fc1.out_features == 36
     assert (block.scale1.weight == 0.5).all()
 
@@ -81,7 +85,43 @@ def test_custom_arch_with_any_number_of_stages():
 def test_img_size_sets_the_levels_that_are_built(img_size, levels):
     """16, 64 and 128 tokens are at most two cells of side 2 * 2**L from L = 2, 4 and 5 on; two are always built."""
     model = FMA2D(arch=ARCH, img_size=img_size, cell_sizes=2)
-    assert model.stages[0].blocks[0].attn.fma.key_basis.num_levels == levels
+    assert model.stages[0].blocks[0].attn.attention.key_basis.num_levels == levels
+
+
+def test_options_of_the_attention_reach_every_block():
+    options = dict(attention="fma_linear", basis_kind="mean", qk_scale=0.3, group_bias=False, backend="reference")
+    cores = [m for m in small(share_heads=True, qkv_bias=False, **options).modules() if isinstance(m, CoreAttention)]
+    assert len(cores) == 5
+    for core in cores:
+        assert (core.attention, core.basis_kind, core.scale) == ("fma_linear", "mean", 0.3)
+        assert (core.group_bias, core.backend) == (False, "reference")
+    attention = small(share_heads=True, qkv_bias=False).stages[0].blocks[0].attn
+    assert attention.qkv.bias is None and attention.attention.key_basis.share_heads
+
+
+def test_backend_and_group_bias_of_a_config_change_what_is_computed():
+    image = torch.rand(1, 3, 64, 64)
+    model = randomised(small()).eval()
+    outs = {}
+    for backend, group_bias in [("reference", True), ("torch", True), ("torch", False)]:
+        config = dict(type="FMA2D", arch=ARCH, img_size=64, cell_sizes=2, backend=backend, group_bias=group_bias)
+        other = MODELS.build(config)
+        other.load_state_dict(model.state_dict())
+        (outs[backend, group_bias],) = other.eval()(image)
+    torch.testing.assert_close(outs["reference", True], outs["torch", True], rtol=1e-4, atol=1e-4)
+    assert (outs["torch", False] - outs["torch", True]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("attention", ["near", "full"])
+def test_controls_start_from_the_weights_of_fma_without_the_bases(attention):
+    states = []
+    for name in ("fma", attention):
+        model = small(attention=name, out_indices=ALL)
+        model.init_weights()
+        states.append(model.state_dict())
+    fma, control = states
+    assert list(control) == [name for name in fma if "_basis" not in name] != list(fma)
+    assert all(torch.equal(control[name], fma[name]) for name in control)
 
 
 # ---------------------------------------------------------------------- maps
@@ -110,8 +150,8 @@ def test_out_indices_choose_maps_and_norms():
         torch.testing.assert_close(model(x), tuple(expected[i] for i in wanted), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("attention", ["fma", "fma_linear"])
-def test_every_output_sees_every_pixel(attention):
+@pytest.mark.parametrize("attention", ["fma", "fma_linear", "full", "near"])
+def test_every_output_sees_every_pixel_unless_it_reads_the_near_field_alone(attention):
     model = FMA2D(
         arch=dict(embed_dims=8, depths=(1,), num_heads=(2,)),
         patch_sizes=(7,),
@@ -125,11 +165,12 @@ def test_every_output_sees_every_pixel(attention):
     assert Hierarchy(tuple(out.shape[2:]), 2).num_levels >= 2
     for row, column in [(0, 0), (7, 11), (15, 19)]:
         (grad,) = torch.autograd.grad(out[0, :, row, column].square().sum(), image, retain_graph=True)
-        assert (grad.abs().sum(1) > 0).all()
+        seen = (grad.abs().sum(1) > 0).float().mean()
+        assert seen < 0.5 if attention == "near" else seen == 1
 
 
 def test_direct_summaries_refuse_images_with_more_levels_than_were_built():
-    model = small(aggregation="direct").eval()
+    model = small(basis_kind="direct").eval()
     assert model(torch.rand(1, 3, 64, 64))[0].isfinite().all()
     with pytest.raises(ValueError, match=r"num_levels=2.*at least 3"):
         model(torch.rand(1, 3, 64, 128))
@@ -190,23 +231,28 @@ def test_checkpoint_of_a_classifier_serves_another_resolution(tmp_path):
     torch.testing.assert_close(model(image)[-1], trained(image)[0])
 
 
-@pytest.mark.parametrize("attention", ["fma", "fma_linear"])
-@pytest.mark.parametrize("aggregation", ["nested", "direct", "mean"])
-def test_every_parameter_has_a_finite_gradient(attention, aggregation):
-    model = small(attention=attention, aggregation=aggregation, out_indices=ALL, layer_scale_init_value=0.1)
+@pytest.mark.parametrize(
+    ("attention", "basis_kind"),
+    [*product(["fma", "fma_linear"], ["nested", "direct", "mean"]), ("near", "nested"), ("full", "nested")],
+)
+def test_every_parameter_has_a_finite_gradient(attention, basis_kind):
+    model = small(attention=attention, basis_kind=basis_kind, out_indices=ALL, layer_scale_init_value=0.1)
     sum(out.square().mean() for out in model(torch.rand(2, 3, 64, 64))).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    used = model.stages[0].blocks[0].attn.fma
+    used = model.stages[0].blocks[0].attn
     assert all(parameter.grad.any() for parameter in used.parameters())
 
 
-@pytest.mark.parametrize("with_cp", [False, True])
-def test_distributed_training_finds_every_parameter_used(tmp_path, with_cp):
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(with_cp=True), dict(attention="fma_linear"), dict(attention="near"), dict(attention="full")],
+)
+def test_distributed_training_finds_every_parameter_used(tmp_path, options):
     """Without ``find_unused_parameters``, which fails at the second step if a parameter took no part in the first."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        model = nn.parallel.DistributedDataParallel(small(with_cp=with_cp))
+        model = nn.parallel.DistributedDataParallel(small(**options))
         for size in (32, 64, 48):
             model(torch.rand(1, 3, size, size))[0].square().sum().backward()
     finally:
@@ -275,7 +321,7 @@ def test_layer_depth():
     assert {total for _, total in depth.values()} == {9}
     assert {layer for layer, _ in depth.values()} == set(range(9))
     assert depth["stages.0.patch_embed.projection.weight"][0] == 0
-    assert depth["stages.0.blocks.0.attn.fma.qkv.weight"][0] == 1
+    assert depth["stages.0.blocks.0.attn.qkv.weight"][0] == 1
     assert depth["stages.2.patch_embed.norm.bias"][0] == 3
     assert depth["stages.2.blocks.1.ffn.fc1.weight"][0] == 5
     assert depth["stages.3.blocks.0.ffn.fc1.weight"][0] == 7
@@ -301,7 +347,7 @@ def test_layer_wise_learning_rates_in_mmpretrain():
     )
     rates = {group["param_name"]: group["lr"] for group in wrapper.param_groups if "param_name" in group}
     assert rates["head.fc.weight"] == 1
-    assert rates["backbone.stages.3.blocks.0.attn.fma.proj.weight"] == 0.5
+    assert rates["backbone.stages.3.blocks.0.attn.proj.weight"] == 0.5
     assert rates["backbone.stages.0.patch_embed.projection.weight"] == 0.5**6
 
 
