@@ -1,4 +1,4 @@
-"""Self-attention of the language models: Fast Multipole Attention, and what it is compared with."""
+"""Self-attention of the language models: Fast Multipole Attention, and the attentions that it is compared with."""
 
 from .build import build_self_attention
 from .flags import ATTENTIONS, AttentionFlags

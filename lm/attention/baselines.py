@@ -1,6 +1,7 @@
 """Efficient attentions of other libraries, to compare with; ``pip install 'fma-mm[baselines]'``.
 
-Only what is between the projections comes from there, so all models have the same ones with the same initialisation.
+Only the attention between the projections comes from these libraries: the projections are the same in all models, and
+start the same.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def library(module: str, attention: str) -> ModuleType:
 
     Args:
         module: its module.
-        attention: what it is needed for.
+        attention: the attention that needs it.
 
     Raises:
         ImportError: it is not installed.
@@ -38,16 +39,25 @@ class Local(HeadAttention):
 
     Args:
         window: tokens per window.
-        causal, dropout: as in :class:`HeadAttention`.
+        causal: as in :class:`HeadAttention`.
     """
 
-    def __init__(self, window: int, causal: bool, dropout: float = 0.0):
-        super().__init__(causal, dropout)
+    def __init__(self, window: int, causal: bool):
+        super().__init__(causal)
         attention = library("local_attention", "local").LocalAttention
-        self.attention = attention(window, causal=causal, autopad=True, dropout=dropout, use_rotary_pos_emb=False)
+        self.local = attention(window, causal=causal, autopad=True, use_rotary_pos_emb=False)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        return self.attention(query, key, value, mask=None if self.causal else _exists(query, key_padding_mask))
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
+        self.local.dropout.p = dropout_p
+        return self.local(query, key, value, mask=None if self.causal else _exists(query, key_padding_mask))
 
 
 class Linear(HeadAttention):
@@ -61,7 +71,15 @@ class Linear(HeadAttention):
         module = library("linear_attention_transformer.linear_attention_transformer", "linear")
         self._attend = module.causal_linear_attn if causal else module.linear_attn
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
         if self.causal:
             return self._attend(query, key, value, bucket_size=1)
         mask = None if key_padding_mask is None else ~key_padding_mask
@@ -71,8 +89,8 @@ class Linear(HeadAttention):
 class HTransformer(HeadAttention):
     """h-transformer-1d (arXiv 2107.11906) with its default blocks of 16 tokens; no attention weights are dropped.
 
-    If not causal, a block that is all padding counts as keys of value 0: outputs depend on how much padding there is,
-    but not on what stands in it.
+    If not causal, a block that is all padding counts as keys of value 0: outputs depend on the amount of padding, but
+    not on its contents.
 
     Args:
         num_heads: attention heads H.
@@ -89,7 +107,15 @@ class HTransformer(HeadAttention):
         self._sizes = dict(dim=num_heads * head_dim, heads=num_heads, dim_head=head_dim, block_size=self.BLOCK)
         self._layers: dict[tuple[int, torch.device], nn.Module] = {}  # without parameters, so nothing to save
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
         count = query.shape[2]
         length = max(4 * self.BLOCK, 1 << (count - 1).bit_length())
         exists = None
@@ -112,38 +138,43 @@ class HTransformer(HeadAttention):
 class Reformer(HeadAttention):
     """reformer-pytorch (arXiv 2001.04451): buckets of 64 tokens, 4 rounds of hashing, queries and keys shared.
 
-    The hashes are random, also in evaluation. Padding takes places in the buckets: outputs depend on how much of it
-    there is, but not on what stands in it.
-
-    Args:
-        dropout: as in :class:`HeadAttention`.
+    The hashes are random, also in evaluation. Padding takes places in the buckets: outputs depend on the amount of
+    padding, but not on its contents. ``key`` is not read: keys are the queries.
     """
 
     BUCKET, ROUNDS = 64, 4
-    shared_query_key = True
 
-    def __init__(self, dropout: float = 0.0):
-        super().__init__(causal=False, dropout=dropout)
+    def __init__(self):
+        super().__init__(causal=False)
         attention = library("reformer_pytorch.reformer_pytorch", "reformer").LSHAttention
-        self.attention = attention(bucket_size=self.BUCKET, n_hashes=self.ROUNDS, dropout=dropout)
+        self.hashing = attention(bucket_size=self.BUCKET, n_hashes=self.ROUNDS)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
         heads, count = query.shape[1:3]
         padding = (0, -count % (2 * self.BUCKET))
         exists = F.pad(_exists(query, key_padding_mask), padding).repeat_interleave(heads, 0)
         query = F.pad(_overwritten(query, key_padding_mask, 1), (0, 0, *padding), value=1)  # float16 has no norm of 0
         query, value = query.flatten(0, 1), F.pad(value, (0, 0, *padding)).flatten(0, 1)
-        out, *_ = self.attention(query, value, input_mask=exists)
+        self.hashing.dropout.p = dropout_p
+        out, *_ = self.hashing(query, value, input_mask=exists)
         return out[:, :count].unflatten(0, (-1, heads))
 
 
 def _exists(like: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """(B, N) bool, True = a token; the libraries ask for it where they pad themselves."""
+    """(B, N) bool, True = a token. The libraries pad by themselves, and then need a mask."""
     if key_padding_mask is None:
         return like.new_ones(like.shape[0], like.shape[2], dtype=torch.bool)
     return ~key_padding_mask
 
 
 def _overwritten(x: Tensor, key_padding_mask: Tensor | None, number: float) -> Tensor:
-    """A number for padding, (B, H, N, d): the libraries read it in some places in spite of their masks."""
+    """``x`` (B, H, N, d) with a number in place of padding, which the libraries read in some places despite masks."""
     return x if key_padding_mask is None else x.masked_fill(key_padding_mask[:, None, :, None], number)

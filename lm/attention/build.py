@@ -1,13 +1,14 @@
-"""From flags to an attention."""
+"""From flags to a self-attention."""
 
 from __future__ import annotations
 
+from fma_kernels import CoreAttention
 from fma_kernels.checks import require
 
-from .base import Full, HeadAttention
+from .base import HeadAttention
 from .baselines import HTransformer, Linear, Local, Reformer
-from .flags import ATTENTIONS, AttentionFlags
-from .multipole import Multipole
+from .flags import ATTENTIONS, OPERATORS, AttentionFlags
+from .multipole import build_multipole
 from .self_attention import SelfAttention
 
 LEAKS = ("reformer",)  # outputs of its causal form change with later tokens
@@ -24,7 +25,7 @@ def build_self_attention(
     q_noise: float = 0.0,
     qn_block_size: int = 8,
 ) -> SelfAttention:
-    """The self-attention that the flags ask for.
+    """Build the self-attention that the flags ask for.
 
     Args:
         flags: has the fields of :class:`AttentionFlags`.
@@ -46,34 +47,27 @@ def build_self_attention(
     head_dim, rotary = embed_dim // num_heads, str(flags.fma_positions) == "rotary"
     require(not rotary or head_dim % 2 == 0, "fma_positions", "rotary", f"another with {head_dim} channels per head")
     require(0 <= dropout < 1, "attention_dropout", dropout, "a probability, 0 <= p < 1")
-    attention = _build_head_attention(flags, num_heads, head_dim, causal, max_tokens, dropout)
-    return SelfAttention(embed_dim, num_heads, attention, rotary=rotary, q_noise=q_noise, qn_block_size=qn_block_size)
+    attention = _build_head_attention(flags, num_heads, head_dim, causal, max_tokens)
+    return SelfAttention(
+        embed_dim, num_heads, attention, dropout=dropout, rotary=rotary,
+        shared_query_key=isinstance(attention, Reformer), q_noise=q_noise, qn_block_size=qn_block_size,
+    )  # fmt: skip
 
 
 def _build_head_attention(
-    flags: AttentionFlags, num_heads: int, head_dim: int, causal: bool, max_tokens: int, dropout: float
-) -> HeadAttention:
-    kind = str(flags.fma_attention)
-    require(kind in ATTENTIONS, "fma_attention", kind, f"one of {', '.join(ATTENTIONS)}")
+    flags: AttentionFlags, num_heads: int, head_dim: int, causal: bool, max_tokens: int
+) -> HeadAttention | CoreAttention:
+    name = str(flags.fma_attention)
+    require(name in ATTENTIONS, "fma_attention", name, f"one of {', '.join(ATTENTIONS)}")
     leaks = "another for a decoder: the causal form of its library leaks, earlier outputs change with later tokens"
-    require(not (causal and kind in LEAKS), "fma_attention", kind, leaks)
-    if kind == "full":
-        return Full(causal, dropout)
-    if kind == "local":
+    require(not (causal and name in LEAKS), "fma_attention", name, leaks)
+    if name in OPERATORS:
+        return build_multipole(flags, num_heads, head_dim, causal=causal, max_tokens=max_tokens)
+    if name == "local":
         require(flags.fma_window >= 1, "fma_window", flags.fma_window, "an integer >= 1")
-        return Local(flags.fma_window, causal, dropout)
-    if kind == "linear":
+        return Local(flags.fma_window, causal)
+    if name == "linear":
         return Linear(causal)
-    if kind == "h-transformer":
+    if name == "h-transformer":
         return HTransformer(num_heads, head_dim, causal)
-    if kind == "reformer":
-        return Reformer(dropout)
-    cell_size, rank = flags.fma_cell_size, flags.fma_rank
-    require(cell_size >= 1, "fma_cell_size", cell_size, "an integer >= 1")
-    divides = rank >= 1 and cell_size % rank == 0
-    require(divides, "fma_rank", rank, f"a divisor of fma_cell_size, which is {cell_size}")
-    require(max_tokens >= 1, "tokens_per_sample", max_tokens, "an integer >= 1")
-    return Multipole(
-        num_heads, head_dim, max_tokens, cell_size=cell_size, rank=rank, aggregation=str(flags.fma_aggregation),
-        query_summaries=kind == "fma-linear", group_bias=flags.fma_group_bias, causal=causal, dropout=dropout,
-    )  # fmt: skip
+    return Reformer()

@@ -1,33 +1,54 @@
-"""The flags that choose the attention of a model."""
+"""Flags that choose the attention of a model."""
 
 from dataclasses import dataclass, field
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-ATTENTIONS = ("full", "fma", "fma-linear", "local", "linear", "h-transformer", "reformer")
+import fma_kernels
+from fma_kernels.backends.selection import BACKENDS
+
+#: Attentions of ``fma_kernels``: their names on the command line, with hyphens, and in Python.
+OPERATORS = {name.replace("_", "-"): name for name in fma_kernels.ATTENTIONS}
+#: Attentions of other libraries.
+BASELINES = ("local", "linear", "h-transformer", "reformer")
+ATTENTIONS = (*OPERATORS, *BASELINES)
+BASIS_KINDS = ("nested", "direct", "mean")
 POSITIONS = ("sinusoidal", "learned", "rotary")
 
 
 @dataclass
 class AttentionFlags(FairseqDataclass):
-    """Which attention a model has, and its hyper-parameters; a flag ``--fma-...`` each."""
+    """The attention of a model and its hyper-parameters; each is a flag ``--fma-...``."""
 
     fma_attention: ChoiceEnum(ATTENTIONS) = field(
         default="fma",
         metadata={
-            "help": "self-attention: Fast Multipole Attention (fma, fma-linear), dot products of all tokens (full), "
-            "or one of other libraries, from fma-mm[baselines]"
+            "help": "self-attention: Fast Multipole Attention (fma, fma-linear), its near field alone (near), dot "
+            "products of all tokens (full), or an attention of another library, from fma-mm[baselines]"
         },
     )
-    fma_cell_size: int = field(default=32, metadata={"help": "fma: tokens per cell of level 1"})
-    fma_rank: int = field(default=4, metadata={"help": "fma: summaries per cell; divides the cell size"})
-    fma_aggregation: ChoiceEnum(("nested", "direct", "mean")) = field(
+    fma_cell_size: int = field(default=32, metadata={"help": "fma, fma-linear, near: tokens per cell of level 1"})
+    fma_rank: int = field(
+        default=4, metadata={"help": "fma, fma-linear: summaries per cell; the number divides the cell size"}
+    )
+    fma_basis_kind: ChoiceEnum(BASIS_KINDS) = field(
         default="nested",
-        metadata={"help": "fma: how summaries are made. direct ones serve sequences of at most --tokens-per-sample"},
+        metadata={
+            "help": "fma, fma-linear: weights that make the summaries. Direct ones serve sequences of at most "
+            "--tokens-per-sample"
+        },
     )
     fma_group_bias: bool = field(
         default=False,
-        metadata={"help": "fma: a summary weighs as much as the tokens that it stands for, not as one token"},
+        metadata={
+            "help": "fma, fma-linear: a summary weighs as much as the tokens that it stands for, not as one token. On "
+            "in fma_kernels, but off here: early in training such summaries draw attention away from the near field, "
+            "before there is anything to read in them (docs/results.md)"
+        },
+    )
+    fma_backend: ChoiceEnum(BACKENDS) = field(
+        default="auto",
+        metadata={"help": "fma, fma-linear, near: implementation of the operators, as in fma_kernels"},
     )
     fma_window: int = field(
         default=128, metadata={"help": "local: tokens per window; a query reads its own window and the one before"}

@@ -1,74 +1,45 @@
-"""Fast Multipole Attention."""
+"""Attentions of ``fma_kernels``: full attention, the near field alone, FMA and FMA-linear."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from fma_kernels import CoreAttention, Hierarchy
+from fma_kernels.checks import require
 
-from fma_kernels import DecodingState, Hierarchy
-from fma_kernels.modules import CoreAttention
-
-from .base import HeadAttention, State
+from .base import Recomputation, State
+from .flags import OPERATORS, AttentionFlags
 
 
-class Multipole(HeadAttention):
-    """Fast Multipole Attention over a sequence (arXiv 2310.11960).
-
-    Args:
-        num_heads: attention heads H.
-        head_dim: channels per head d.
-        max_tokens: number of tokens for which every level has weights of its own. ``nested`` summaries serve longer
-            sequences too, ``direct`` ones do not.
-        cell_size, rank, aggregation, query_summaries, group_bias: as in :class:`fma_kernels.FMAttention`.
-        causal, dropout: as in :class:`HeadAttention`.
-
-    Raises:
-        ValueError: an argument does not fit, see :class:`fma_kernels.FMAttention`.
-    """
-
-    def __init__(
-        self,
-        num_heads: int,
-        head_dim: int,
-        max_tokens: int,
-        *,
-        cell_size: int,
-        rank: int,
-        aggregation: str,
-        query_summaries: bool,
-        group_bias: bool,
-        causal: bool,
-        dropout: float = 0.0,
-    ):
-        super().__init__(causal, dropout)
-        self.core = CoreAttention(
-            num_heads, head_dim, cell_size, rank, causal=causal, aggregation=aggregation,
-            query_summaries=query_summaries, group_bias=group_bias,
-            num_levels=max(1, Hierarchy((max_tokens,), cell_size, rank, causal).num_levels),
-        )  # fmt: skip
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        mask = None if self.causal else key_padding_mask
-        return self.core.attend(query, key, value, query.shape[2:3], mask, self.dropout_now)
+class FMALinear(CoreAttention):
+    """FMA-linear, for which ``fma_kernels`` has no decoding state: generation computes all tokens again."""
 
     def decoding_state(self) -> State:
-        if self.core.query_basis is not None:
-            return super().decoding_state()
-        return Streaming(self.core.decoding_state())
+        return Recomputation(self)
 
 
-class Streaming:
-    """The state of causal FMA: memory and time per token grow with the logarithm of the number of tokens."""
+def build_multipole(
+    flags: AttentionFlags, num_heads: int, head_dim: int, *, causal: bool, max_tokens: int
+) -> CoreAttention:
+    """Build the attention of ``fma_kernels`` that the flags ask for, for sequences (arXiv 2310.11960).
 
-    def __init__(self, state: DecodingState):
-        self._state = state
+    Args:
+        flags: ``fma_attention`` is one of :data:`OPERATORS`.
+        num_heads: attention heads H.
+        head_dim: channels per head d.
+        causal: a token reads no later token.
+        max_tokens: number of tokens for which every level has weights of its own. ``nested`` summaries serve longer
+            sequences too, ``direct`` ones do not.
 
-    @property
-    def num_tokens(self) -> int:
-        return self._state.num_tokens
-
-    def take(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        take = self._state.step if self._state.num_tokens else self._state.prefill
-        return take(query, key, value)
-
-    def reorder(self, index: Tensor) -> None:
-        self._state.reorder(index)
+    Raises:
+        ValueError: a flag does not fit the others.
+    """
+    attention, cell_size, rank = OPERATORS[str(flags.fma_attention)], flags.fma_cell_size, flags.fma_rank
+    require(cell_size >= 1, "fma_cell_size", cell_size, "an integer >= 1")
+    divides = rank >= 1 and cell_size % rank == 0
+    require(divides, "fma_rank", rank, f"a divisor of fma_cell_size, which is {cell_size}")
+    require(max_tokens >= 1, "tokens_per_sample", max_tokens, "an integer >= 1")
+    build = FMALinear if attention == "fma_linear" else CoreAttention
+    return build(
+        num_heads, head_dim, cell_size=cell_size, rank=rank, causal=causal, attention=attention,
+        basis_kind=str(flags.fma_basis_kind), group_bias=flags.fma_group_bias, backend=str(flags.fma_backend),
+        num_levels=max(1, Hierarchy((max_tokens,), cell_size, rank, causal=causal).num_levels),
+    )  # fmt: skip

@@ -8,10 +8,12 @@ from fairseq.incremental_decoding_utils import with_incremental_state
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
+from fma_kernels import CoreAttention
+
 from .base import HeadAttention
 from .rotary import rotate
 
-STATE = "decoding"  # under this name lies what the attention keeps between steps of generation
+STATE = "decoding"  # fairseq keeps the state of generation under this name
 
 
 @with_incremental_state
@@ -21,7 +23,9 @@ class SelfAttention(nn.Module):
     Args:
         embed_dim: channels C, a multiple of H.
         num_heads: attention heads H.
-        attention: the attention between the projections.
+        attention: the attention between the projections. Keys of a checkpoint begin with ``attention.``.
+        dropout: probability to drop an attention weight in training.
+        shared_query_key: keys are the queries, and no projection makes them.
         rotary: rotate queries and keys by their positions; C / H is even.
         q_noise, qn_block_size: fairseq's quantization noise of the projections.
     """
@@ -30,14 +34,17 @@ class SelfAttention(nn.Module):
         self,
         embed_dim: int,
         num_heads: int,
-        attention: HeadAttention,
+        attention: HeadAttention | CoreAttention,
         *,
+        dropout: float = 0.0,
+        shared_query_key: bool = False,
         rotary: bool = False,
         q_noise: float = 0.0,
         qn_block_size: int = 8,
     ):
         super().__init__()
-        self.num_heads, self.head_dim, self.rotary = num_heads, embed_dim // num_heads, rotary
+        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
+        self.dropout, self.rotary = dropout, rotary
 
         def projection(gain: float) -> nn.Module:
             linear = nn.Linear(embed_dim, embed_dim)
@@ -46,7 +53,7 @@ class SelfAttention(nn.Module):
             return quant_noise(linear, q_noise, qn_block_size)
 
         self.q_proj, self.v_proj = projection(1 / math.sqrt(2)), projection(1 / math.sqrt(2))
-        self.k_proj = None if attention.shared_query_key else projection(1 / math.sqrt(2))
+        self.k_proj = None if shared_query_key else projection(1 / math.sqrt(2))
         self.out_proj = projection(1.0)
         self.attention = attention
 
@@ -66,8 +73,9 @@ class SelfAttention(nn.Module):
         Args:
             query: (N, B, C); keys and values are made of it as well.
             key, value: ignored, as fairseq's layers give ``query`` for them.
-            key_padding_mask: (B, N) bool, True = padding, on the right. A causal attention needs none.
-            incremental_state: fairseq's; ``query`` has the tokens that follow those that were given with it before.
+            key_padding_mask: (B, N) bool, True = padding, on the right. A causal attention ignores it: padding comes
+                later.
+            incremental_state: fairseq's state of generation; ``query`` has the tokens that it has not seen yet.
             need_weights: ignored: there are none to return.
             attn_mask: None; a causal attention is causal without one.
 
@@ -91,7 +99,7 @@ class SelfAttention(nn.Module):
         if self.rotary:
             start = 0 if state is None else state.num_tokens
             q, k = rotate(q, start), rotate(k, start)
-        out = self.attention(q, k, v, key_padding_mask) if state is None else state.take(q, k, v)
+        out = self._attend(q, k, v, key_padding_mask) if state is None else state.take(q, k, v)
         return self.out_proj(out.transpose(1, 2).flatten(2)).transpose(0, 1), None
 
     def reorder_incremental_state(self, incremental_state: dict, new_order: Tensor) -> dict:
@@ -107,8 +115,14 @@ class SelfAttention(nn.Module):
         return incremental_state
 
     def _get_input_buffer(self, incremental_state: dict | None) -> dict:
-        """fairseq's layers ask; what is kept has another form."""
+        """An empty dictionary: fairseq's layers ask for one, but the state has another form."""
         return {}
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        mask = None if self.attention.causal else key_padding_mask
+        return self.attention(
+            query, key, value, key_padding_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)

@@ -1,5 +1,6 @@
 """Small language models, and the attentions in them, that the tests of the fairseq plugin share."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -9,12 +10,15 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import BaseFairseqModel, build_model
 from omegaconf import DictConfig, OmegaConf
 
+from lm.attention import AttentionFlags, SelfAttention, build_self_attention
+
 #: Attentions of a decoder by what a test is called, as flags; an encoder has one more.
 DECODERS = {
     "full": dict(fma_attention="full"),
+    "near": dict(fma_attention="near"),
     "fma-nested": dict(fma_attention="fma"),
-    "fma-direct": dict(fma_attention="fma", fma_aggregation="direct"),
-    "fma-mean": dict(fma_attention="fma", fma_aggregation="mean"),
+    "fma-direct": dict(fma_attention="fma", fma_basis_kind="direct"),
+    "fma-mean": dict(fma_attention="fma", fma_basis_kind="mean"),
     "fma-biased": dict(fma_attention="fma", fma_group_bias=True),
     "fma-linear": dict(fma_attention="fma-linear"),
     "local": dict(fma_attention="local"),
@@ -69,6 +73,32 @@ def _randomize(name: str, seed: int, flags: dict) -> BaseFairseqModel:
     for parameter in model.parameters():  # also biases, and weights of summaries, which start the same for all
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model
+
+
+def make_attention(
+    causal: bool, max_tokens: int = 64, dropout: float = 0.0, random: bool = True, **flags
+) -> SelfAttention:
+    """A small self-attention of 16 channels and 2 heads in double precision, for evaluation.
+
+    Args:
+        causal, max_tokens, dropout: as in :func:`build_self_attention`.
+        random: add random numbers to all weights, also to weights that start the same.
+        flags: fields of :class:`AttentionFlags`.
+    """
+    torch.manual_seed(0)
+    small = AttentionFlags(fma_cell_size=4, fma_rank=2, fma_window=4, fma_positions="sinusoidal")
+    attention = build_self_attention(
+        replace(small, **flags), 16, 2, causal=causal, max_tokens=max_tokens, dropout=dropout
+    )
+    if random:
+        for parameter in attention.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return attention.double().eval()
+
+
+def random_input(length: int, seed: int = 0) -> torch.Tensor:
+    """The input (N, B, C) of :func:`make_attention`, of 2 sequences."""
+    return torch.randn(length, 2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -36,12 +36,13 @@ def hydra_train(start, corpus, tmp_path):
 
 @pytest.mark.slow
 def test_training_from_a_config_in_bfloat16(hydra_train, call, corpus, tmp_path: Path, caplog, source):
-    hydra_train("common.bf16=true").output()
+    hydra_train("common.bf16=true", "model.fma_basis_kind=mean", "model.fma_backend=torch").output()
     path = tmp_path / "checkpoints" / "checkpoint_last.pt"
     checkpoint = torch.load(path, weights_only=False)
     assert checkpoint["optimizer_history"][-1]["num_updates"] == 10
     model = checkpoint["cfg"]["model"]
     assert (model["_name"], model["fma_cell_size"], model["fma_attention"]) == ("fma_lm_tiny", 8, "fma")
+    assert (model["fma_basis_kind"], model["fma_backend"]) == ("mean", "torch")
     weights = checkpoint["model"]
     assert weights["decoder.layers.0.self_attn.q_proj.weight"].shape == (128, 128)  # the size of the dataclass
     weight = weights["decoder.layers.0.fc1.weight"]

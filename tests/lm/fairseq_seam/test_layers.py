@@ -14,11 +14,12 @@ def gradients(model, tokens):
 
 @pytest.mark.parametrize("make", SIDES)
 @pytest.mark.parametrize("flag", ["checkpoint_activations", "offload_activations"])
-def test_checkpointed_activations_give_the_same_gradients(make, flag):
+@pytest.mark.parametrize("attention", ["near", "fma"])
+def test_checkpointed_activations_give_the_same_gradients(make, flag, attention):
     tokens = random_tokens(2, 50)
-    model = make(**{flag: True})
+    model = make(**{flag: True}, fma_attention=attention)
     layer = getattr(model, SIDES[make])
     layer = getattr(layer, "sentence_encoder", layer).layers[0]
     assert isinstance(layer.forward, functools.partial)  # fairseq wraps it
-    for mine, expected in zip(gradients(model, tokens), gradients(make(), tokens), strict=True):
+    for mine, expected in zip(gradients(model, tokens), gradients(make(fma_attention=attention), tokens), strict=True):
         torch.testing.assert_close(mine, expected, rtol=0, atol=1e-10)

@@ -7,13 +7,13 @@ from helpers.language_models import DECODERS, make_decoder, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.attention.base import KeyValueCache, Recomputation
-from lm.attention.multipole import Streaming
+from fma_kernels import DecodingState, KeyValueCache
+from lm.attention.base import Recomputation
 
 EOS = 2
 #: What each keeps between steps.
 STATES = dict.fromkeys(DECODERS, Recomputation) | {"full": KeyValueCache}
-STATES |= dict.fromkeys(["fma-nested", "fma-direct", "fma-mean", "fma-biased"], Streaming)
+STATES |= dict.fromkeys(["near", "fma-nested", "fma-direct", "fma-mean", "fma-biased"], DecodingState)
 POSITIONS = ["rotary", "sinusoidal", "learned"]
 #: Tokens of a prompt, then of every further call.
 CHUNKS = st.one_of(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(1, 40).map(lambda n: [1] * n))
@@ -93,9 +93,10 @@ def test_state_of_fma_stays_small():
         model, state = make_decoder(**DECODERS[name], tokens_per_sample=2048), {}
         model.decoder(random_tokens(1, length), incremental_state=state)
         [kept, _] = states_of(model, state)
-        return kept._state.nbytes if isinstance(kept, Streaming) else kept._kept.untyped_storage().nbytes()
+        return kept.nbytes
 
     assert nbytes("full", 2048) == 8 * nbytes("full", 256)
+    assert nbytes("near", 2048) == nbytes("near", 256) < nbytes("full", 256) / 10
     for name in ("fma-nested", "fma-mean"):  # three levels more, for 8 times as many tokens
         assert nbytes(name, 2048) < 1.5 * nbytes(name, 256) < nbytes("full", 2048) / 10
 

@@ -52,7 +52,7 @@ def test_heads(make):
 
 
 @pytest.mark.parametrize("make", MAKERS)
-@pytest.mark.parametrize("flag", ["fma_attention", "fma_positions", "fma_aggregation"])
+@pytest.mark.parametrize("flag", ["fma_attention", "fma_positions", "fma_basis_kind", "fma_backend"])
 def test_unknown_choice(make, flag, capsys):
     with pytest.raises(ValidationError, match=rf"Invalid value 'other', expected one of (?s:.)*full_key: {flag}"):
         make(**{flag: "other"})

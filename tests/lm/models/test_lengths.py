@@ -1,27 +1,12 @@
 import pytest
-import torch
 from fairseq.models.transformer import TransformerDecoder
 from helpers.language_models import make_decoder, make_encoder, random_tokens
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from helpers.tensors import LargestTensor
 
 from lm.positions import UNBOUNDED
 
 MAKERS = [make_decoder, make_encoder]
-KINDS = ["fma", "fma-linear"]
-
-
-class LargestTensor(TorchDispatchMode):
-    """Watches how many elements the largest tensor has that an operation gives."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.elements = max([self.elements, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
-        return out
+KINDS = ["near", "fma", "fma-linear"]
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -35,7 +20,7 @@ def test_nothing_of_all_pairs_is_made(make, kind, monkeypatch):
     model = make(fma_attention=kind, tokens_per_sample=length).float()
     with LargestTensor() as largest:
         model(random_tokens(1, length))[0].sum().backward()
-    assert length * 16 <= largest.elements < length**2 / 8
+    assert length * 16 <= largest.numel < length**2 / 8
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -88,7 +73,7 @@ def test_limit_that_the_user_sets():
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_direct_summaries_serve_the_length_that_they_were_built_for(make):
-    model = make(fma_aggregation="direct", tokens_per_sample=64)
+    model = make(fma_basis_kind="direct", tokens_per_sample=64)
     model(random_tokens(1, 64))
     with pytest.raises(ValueError, match=r"basis.num_levels=3: expected at least 4 for .*grid=\(65,\)"):
         model(random_tokens(1, 65))

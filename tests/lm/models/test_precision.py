@@ -22,7 +22,7 @@ def test_low_precision(make, name, dtype, tolerance):
     assert error < tolerance, f"{error:.4f}"
 
 
-@pytest.mark.parametrize("name", ["full", "fma-nested", "local"])
+@pytest.mark.parametrize("name", ["full", "near", "fma-nested", "local"])
 def test_bfloat16_decoding(name):
     model, tokens, state = make_decoder(**DECODERS[name]).bfloat16(), random_tokens(2, 30), {}
     with torch.no_grad():
