@@ -36,7 +36,7 @@ def hydra_train(start, corpus, tmp_path):
 
 @pytest.mark.slow
 def test_training_from_a_config_in_bfloat16(hydra_train, call, corpus, tmp_path: Path, caplog, source):
-    hydra_train("common.bf16=true", "model.fma_basis_kind=mean", "model.fma_backend=torch").output()
+    hydra_train("common.bf16=true", "++model.fma_basis_kind=mean", "++model.fma_backend=torch").output()
     path = tmp_path / "checkpoints" / "checkpoint_last.pt"
     checkpoint = torch.load(path, weights_only=False)
     assert checkpoint["optimizer_history"][-1]["num_updates"] == 10
