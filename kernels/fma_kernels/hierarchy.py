@@ -1,4 +1,4 @@
-"""Geometry of Fast Multipole Attention: which tokens a query reads one by one, and which through summaries."""
+"""Geometry of Fast Multipole Attention: the tokens that a query reads one by one, and those it reads by summaries."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Hierarchy:
         """Number of level-``level`` summaries per axis."""
         return tuple(cells * self.rank for cells in self.cell_grid(level))
 
-    # ------------------------------------------------------------------ who reads whom
+    # ------------------------------------------------------------------ lists of cells that are read
 
     def near_list(self, cell: Sequence[int]) -> list[tuple[int, ...]]:
         """Level-1 cells that a query in level-1 ``cell`` reads token by token: its own first, then row-major."""
@@ -148,12 +148,12 @@ class Hierarchy:
         return _interaction_table(self, level)
 
     def tables(self) -> Tables:
-        """Everything that the queries of a level-1 cell read, as index tables (see :class:`Tables`)."""
+        """The index tables of this geometry (see :class:`Tables`)."""
         return _tables(self)
 
 
 class Tables(NamedTuple):
-    """What the queries of each level-1 cell read, one row per cell in row-major order; int64, CPU, -1 = nothing.
+    """Index tables of the cells that the queries of a level-1 cell read, one row per cell in row-major order; int64, CPU, -1 = nothing.
 
     Attributes:
         near: (cells, near slots) level-1 cells that are read token by token, the own one first.

@@ -13,7 +13,7 @@ import torch
 
 
 def device_name(device: torch.device) -> str:
-    """What a figure was measured on: the name of the GPU, or of the processor and how many threads of it are used.
+    """Name of the device for a table of figures: the GPU, or the processor and the number of threads in use.
 
     Args:
         device: where the work runs.

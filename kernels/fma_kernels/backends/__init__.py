@@ -1,1 +1,1 @@
-"""Where the work is done: ``reference`` (dense definition), ``torch`` (blockwise, any device), ``triton`` (fused)."""
+"""The backends: ``reference`` (dense definition), ``torch`` (blockwise, any device), ``triton`` (fused)."""

@@ -91,5 +91,5 @@ class Options:
         return replace(self, carry=out, carry_lse=lse)
 
     def generator(self, device: torch.device, level: int) -> torch.Generator | None:
-        """Where the dropout of all chunks of a level comes from, in order; None without dropout."""
+        """Random numbers for the dropout of all chunks of a level, in order; None without dropout."""
         return torch.Generator(device).manual_seed(int(self.seed) + level) if self.dropout_p else None

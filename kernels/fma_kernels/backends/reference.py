@@ -71,7 +71,7 @@ def attention(
 
 
 def _membership(hierarchy: Hierarchy, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Which pairs are near (N, N), which are read through which summary (N, S), and each token's sub-block per level.
+    """Near pairs (N, N), pairs of token and summary that is read (N, S), and each token's sub-block per level (N, L).
 
     Straight from the definitions: compare cells by Chebyshev distance.
     """

@@ -1,4 +1,4 @@
-"""Which backend does the work, and why another cannot.
+"""Choice of a backend, and the reasons why another cannot run.
 
 A call chooses in this order. :func:`fma_kernels.fma` asks for ``"torch"`` to make the summaries of ``direct`` bases.
 ``fma_attention`` and ``aggregate`` answer ``"reference"`` themselves: by the dense definition, and by ``"torch"``.

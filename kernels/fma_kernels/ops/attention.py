@@ -1,4 +1,4 @@
-"""The operator that both attentions are."""
+"""The operator of the attention: FMA, FMA-linear and the near field alone."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _attend_backward(
 
 @contextmanager
 def _backend(name: str, query: Tensor) -> Iterator[ModuleType]:
-    """What does the work, with the device of ``query`` the current one: Triton launches its kernels there."""
+    """The module of a backend, with the device of ``query`` the current one: Triton launches its kernels there."""
     if name == "torch":
         yield torch_attention
         return

@@ -1,4 +1,4 @@
-"""What the operators do under forward-mode differentiation."""
+"""Refusal of forward-mode differentiation."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""How much the PyTorch backend works on at a time."""
+"""Chunks of work that fit the cache of a CPU or fill another device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BUDGET_ELSEWHERE = 2**26
 
 
 def chunk_size(device: torch.device, numbers: int) -> int:
-    """How many items of so many ``numbers`` each to work on at a time, at least 1."""
+    """Number of items to work on at a time, of ``numbers`` numbers each; at least 1."""
     return max(1, _BUDGET.get(device.type, _BUDGET_ELSEWHERE) // max(1, numbers))
 
 

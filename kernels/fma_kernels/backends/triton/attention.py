@@ -1,4 +1,4 @@
-"""Fused attention: what the kernels of :mod:`.attention_kernels` are launched with.
+"""Fused attention: launches of the kernels of :mod:`.attention_kernels`.
 
 The two functions take and give what those of :mod:`..torch.attention` do. Device memory beyond inputs, outputs and
 gradients: 8 bytes per query in the backward pass (log-sum-exp and delta), a few numbers per summary, and the partial
@@ -114,13 +114,13 @@ class _KernelCall:
         return [stride for x in self.inputs() for stride in x.stride()[:3]]
 
     def numbers(self, schedule: Schedule) -> list[float | int]:
-        """What every launch of an attention kernel takes between its tables and its strides."""
+        """Arguments of every launch of an attention kernel between its tables and its strides."""
         options, level_pass = self.options, self.level_pass
         sizes = (schedule.items, schedule.slots, schedule.group, self.heads, self.queries, self.keys, self.bias_stride)
         return [options.scale, options.dropout_p, level_pass.level, *sizes]
 
     def constants(self, schedule: Schedule, config: Tiling) -> dict:
-        """What kernels are compiled for."""
+        """Constants that kernels are compiled for."""
         return dict(
             DIM=self.dim, BLOCK_OWN=padded(schedule.slots),
             BLOCK=config.block, BLOCK_DIM=padded(self.dim), HAS_BITS=schedule.bits is not None,

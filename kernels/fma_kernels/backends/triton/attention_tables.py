@@ -1,4 +1,4 @@
-"""Who is paired with whom, as index tables: all that the fused kernels know of the geometry.
+"""Pairs of queries and keys as index tables; the fused kernels know nothing else of the geometry.
 
 A kernel works on *items*. An item owns a tile of rows (queries, or keys whose gradients it makes) and walks through a
 list of partners (the keys that they read, or the queries that read them). Rows are numbers of tokens or summaries in
@@ -56,7 +56,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Reduction:
-    """Which partial results make each row, in a fixed order: a sliced ELLPACK matrix of ones, ``width`` rows a slice.
+    """The partial results of each row, in a fixed order: a sliced ELLPACK matrix of ones, ``width`` rows a slice.
 
     Attributes:
         first: (slices + 1,) where the steps of each slice begin.
@@ -107,7 +107,7 @@ def far_key_schedule(
 
 @cached
 def carry_rows(level_pass: LevelPass, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which result of the next coarser level each query takes, and which queries take each of those.
+    """The result of the next coarser level that each query takes, and the queries that take each such result.
 
     Returns:
         (queries,) and (summaries of the next coarser level, most), int32, -1 = none.

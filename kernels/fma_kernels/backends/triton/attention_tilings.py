@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Tiling:
-    """How one kernel works.
+    """Tile sizes and compiler options of one kernel.
 
     Attributes:
         own: rows that an item owns, at most; a power of two, at least 16.

@@ -21,7 +21,7 @@ WARPS, STAGES = 4, 1
 
 
 class Config(NamedTuple):
-    """How the kernels share the work; nothing of it depends on the number of tokens.
+    """Division of the work among programs, whatever the number of tokens.
 
     Attributes:
         channels: channels per program.
