@@ -5,6 +5,11 @@ nothing has imported the package before (https://github.com/facebookresearch/fai
 them itself.
 """
 
+try:
+    import fairseq  # noqa: F401
+except ImportError as error:
+    raise ImportError('lm needs fairseq; install it with: pip install "fma-mm[lm]"') from error
+
 from . import byte_values
 from .fairseq_seam import patches
 from .models import fma_lm, fma_mlm

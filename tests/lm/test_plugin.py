@@ -1,5 +1,7 @@
+import importlib.util
 import os
 import shutil
+import sys
 from argparse import Namespace
 
 import pytest
@@ -32,6 +34,13 @@ def test_user_dir_adds_nothing_to_an_imported_plugin(user_dir, monkeypatch):
     assert set(models.ARCH_MODEL_REGISTRY) >= SIZES
     model = parse("fma_lm_tiny", "--user-dir", str(user_dir)).model
     assert (model.decoder_layers, model.fma_cell_size) == (4, 32)
+
+
+def test_fairseq_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fairseq", None)
+    spec = importlib.util.spec_from_file_location("lm_without_fairseq", PLUGIN / "__init__.py")
+    with pytest.raises(ImportError, match=r'lm needs fairseq; install it with: pip install "fma-mm\[lm\]"'):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 #: Run where fairseq is imported and the plugin is not, with ``folder`` and ``send``.
