@@ -153,7 +153,9 @@ class Hierarchy:
 
 
 class Tables(NamedTuple):
-    """Index tables of the cells that the queries of a level-1 cell read, one row per cell in row-major order; int64, CPU, -1 = nothing.
+    """Index tables of the cells that the queries of a level-1 cell read; int64, CPU, -1 = nothing.
+
+    There is one row per level-1 cell, in row-major order.
 
     Attributes:
         near: (cells, near slots) level-1 cells that are read token by token, the own one first.

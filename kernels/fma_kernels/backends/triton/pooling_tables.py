@@ -15,7 +15,9 @@ from ...hierarchy import EMPTY, Hierarchy
 
 
 class Tables(NamedTuple):
-    """Inputs and outputs of the pooling; int32, -1 = nothing. Cells are numbered finest level first, row-major in a level.
+    """Inputs and outputs of the pooling; int32, -1 = nothing.
+
+    Cells are numbered finest level first, row-major in a level.
 
     Attributes:
         tokens: (cells of level 1, tokens per cell) tokens of every cell of level 1.
