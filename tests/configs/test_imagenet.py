@@ -63,7 +63,10 @@ class Watch(Hook):
 @pytest.mark.slow
 @every_config
 def test_training_step(make_runner, imagenet, one_thread, config):
-    """The tool's runner, made small by options that a user could give, trains an epoch of one step and validates."""
+    """The tool's runner, made small by options that a user could give, trains an epoch of one step and validates.
+
+    The FMA2D configs differ in their arch, and tests/test_model_index.py runs every arch: here FMA2D-T stands for them.
+    """
     size = int(NAME.fullmatch(config.stem)["size"] or 224)
     images = 2 if size == 224 else 1
     options = [
@@ -80,6 +83,8 @@ def test_training_step(make_runner, imagenet, one_thread, config):
             "val_dataloader.dataset.indices=1",
             "val_dataloader.num_workers=0",
         ]
+    if config.stem.startswith("fma2d"):
+        options += ["model.backbone.arch=tiny", "model.head.in_channels=768"]
     if "-pre" in config.stem:
         options.append("model.backbone.init_cfg=None")
     runner = make_runner(config, *options)

@@ -28,26 +28,15 @@ SEGMENTATION = ROOT / "configs/demo/fma2d_segformer_digits.py"
 UNREAD = r"stages\.2\..*_basis\.|stages\.1\..*_basis\.axis\d_level2"
 
 
-def demo(work_dir: Path, epochs: int, images: int | None = None) -> Runner:
-    """The demo's runner with a shorter schedule and, if asked for, fewer images."""
+def demo(work_dir: Path) -> Runner:
+    """The demo's runner without its schedule."""
     cfg = Config.fromfile(CONFIG)
-    cfg.merge_from_dict(
-        {
-            "work_dir": str(work_dir),
-            "experiment_name": work_dir.name,
-            "train_cfg.max_epochs": epochs,
-            "train_cfg.val_interval": epochs,
-            "default_hooks.checkpoint.interval": epochs,
-            "param_scheduler": None,
-            "train_dataloader.dataset.indices": images,
-            "val_dataloader.dataset.indices": images,
-        }
-    )
+    cfg.merge_from_dict({"work_dir": str(work_dir), "experiment_name": work_dir.name, "param_scheduler": None})
     return Runner.from_cfg(cfg)
 
 
 def test_first_stage_has_two_far_levels(tmp_path):
-    runner = demo(tmp_path / "geometry", 1)
+    runner = demo(tmp_path / "geometry")
     batch = next(iter(runner.build_dataloader(runner.cfg.train_dataloader)))
     stage = runner.model.backbone.stages[0]
     _, grid = stage(runner.model.data_preprocessor(batch)["inputs"])
@@ -56,7 +45,7 @@ def test_first_stage_has_two_far_levels(tmp_path):
 
 
 def test_one_training_step_changes_every_weight_that_is_read(tmp_path):
-    runner = demo(tmp_path / "step", 1)
+    runner = demo(tmp_path / "step")
     loader = runner.build_dataloader(runner.cfg.train_dataloader)
     wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
     before = {name: parameter.clone() for name, parameter in runner.model.named_parameters()}
@@ -66,49 +55,11 @@ def test_one_training_step_changes_every_weight_that_is_read(tmp_path):
     assert same == {name for name in before if re.search(UNREAD, name)}
 
 
-@pytest.mark.slow
-def test_short_training_learns_and_tells_where_its_results_are(tmp_path, capsys, monkeypatch):
-    titles = []
-    savefig = Figure.savefig
-
-    def spy(figure, *args, **kwargs):
-        titles.extend(axis.get_title() for axis in figure.axes)
-        savefig(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", spy)
-    backend = matplotlib.get_backend()
-    runner = demo(tmp_path / "run", 2)
-    runner.train()
-    assert runner.message_hub.get_scalar("val/accuracy/top1").current() > 60
-
-    printed = capsys.readouterr()
-    printed = printed.out + printed.err
-    assert re.search(r"class +precision +recall +f1-score +images\n0 ", printed)
-    paths = results(printed)
-    assert paths.keys() == {"checkpoint", "log", "predictions"}
-    assert matplotlib.get_backend() == backend
-
-    weights = torch.load(paths["checkpoint"], weights_only=False)["state_dict"]
-    for name, tensor in runner.model.state_dict().items():
-        assert torch.equal(tensor, weights[name])
-    assert "Epoch(train) [2]" in paths["log"].read_text()
-
-    picture = imread(paths["predictions"])
-    assert picture.shape[0] > 300 and picture.shape[1] > 700 and picture[..., :3].std() > 0.1
-    dataset = runner.val_dataloader.dataset
-    chosen = np.linspace(0, len(dataset) - 1, 40).astype(int)
-    with torch.no_grad():
-        samples = runner.model.eval().test_step(pseudo_collate([dataset[i] for i in chosen]))
-    predictions = [(int(sample.pred_label), int(sample.gt_label)) for sample in samples]
-    assert titles == [f"{label}" if label == truth else f"{label} (is {truth})" for label, truth in predictions]
-    assert len({label for label, _ in predictions}) > 5
-
-
 def test_augmented_testing_agrees_with_itself_and_mirrors_no_digit(evaluate, tmp_path, capfd):
     """The report counts the averaged predictions, as the accuracy does, and not those of the last view."""
     checkpoint = tmp_path / "random.pth"
     torch.manual_seed(0)
-    model = demo(tmp_path / "model", 1).model
+    model = demo(tmp_path / "model").model
     torch.save(dict(state_dict={name: 3 * x for name, x in model.state_dict().items()}), checkpoint)
     arguments = [str(CONFIG), str(checkpoint), "--tta", "--work-dir", str(tmp_path), "--out", str(tmp_path / "p.pkl")]
     assert "Flip" not in str(evaluate.make_config(evaluate.make_parser().parse_args(arguments)).test_dataloader)
@@ -136,13 +87,41 @@ def results(printed: str) -> dict[str, Path]:
 
 
 @pytest.mark.slow
-def test_demo_shortened(tmp_path):
-    """6 of the 25 epochs of `make demo`, the learning rate's decay among them, by the command that it runs."""
+def test_demo_shortened(train, tmp_path, capsys, monkeypatch):
+    """6 of the 25 epochs of `make demo`, the learning rate's decay among them: it learns and tells what it leaves."""
+    titles = []
+    savefig = Figure.savefig
+
+    def spy(figure, *args, **kwargs):
+        titles.extend(axis.get_title() for axis in figure.axes)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    backend = matplotlib.get_backend()
     options = [f"{key}=6" for key in ("train_cfg.max_epochs", "train_cfg.val_interval", "param_scheduler.1.end")]
-    printed = run(CONFIG, tmp_path, "--cfg-options", *options, "default_hooks.checkpoint.interval=6")
+    options.append("default_hooks.checkpoint.interval=6")
+    train.main([str(CONFIG), "--work-dir", str(tmp_path), "--cfg-options", *options])
+
+    printed = capsys.readouterr()
+    printed = printed.out + printed.err
     assert float(re.findall(r"accuracy/top1: ([\d.]+)", printed)[-1]) >= 94
+    assert re.search(r"class +precision +recall +f1-score +images\n0 ", printed)
     paths = results(printed)
-    assert paths.keys() == {"checkpoint", "log", "predictions"} and all(map(Path.is_file, paths.values()))
+    assert paths.keys() == {"checkpoint", "log", "predictions"}
+    assert matplotlib.get_backend() == backend
+    assert "Epoch(train) [6]" in paths["log"].read_text()
+
+    picture = imread(paths["predictions"])
+    assert picture.shape[0] > 300 and picture.shape[1] > 700 and picture[..., :3].std() > 0.1
+    runner = demo(tmp_path / "trained")
+    runner.model.load_state_dict(torch.load(paths["checkpoint"], weights_only=False)["state_dict"])
+    dataset = runner.build_dataloader(runner.cfg.val_dataloader).dataset
+    chosen = np.linspace(0, len(dataset) - 1, 40).astype(int)
+    with torch.no_grad():
+        samples = runner.model.eval().test_step(pseudo_collate([dataset[i] for i in chosen]))
+    predictions = [(int(sample.pred_label), int(sample.gt_label)) for sample in samples]
+    assert titles == [f"{label}" if label == truth else f"{label} (is {truth})" for label, truth in predictions]
+    assert len({label for label, _ in predictions}) > 5
 
 
 def test_segmentation_demo_has_two_far_levels_and_every_weight_that_is_read_learns(tmp_path):
