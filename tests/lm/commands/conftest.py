@@ -110,8 +110,9 @@ def mlm(train) -> tuple[Path, str]:
 
 @pytest.fixture(scope="session")
 def learned(train) -> tuple[Path, str]:
-    """The same in bfloat16, of a model with learned positions."""
-    return train("fma_lm", "--bf16 --fma-positions learned --max-update 10")
+    """The same in bfloat16, of a model that has the near field alone and learned positions, and recomputes layers."""
+    flags = "--fma-attention near --fma-positions learned --bf16 --checkpoint-activations --max-update 10"
+    return train("fma_lm", flags)
 
 
 @pytest.fixture(scope="session")
