@@ -1,15 +1,20 @@
-"""What the command-line tools share: options, reading the config, and clear words about mistakes."""
+"""Options of the command-line tools, the reading of configs, and one line for a mistake, or more: ``FMA_DEBUG=1``."""
 
 from __future__ import annotations
 
+import ast
 import os
+import traceback
 from argparse import ArgumentError, ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -22,7 +27,21 @@ class CommandError(Exception):
 
 
 class ConfigOptions(DictAction):
-    """mmengine's ``KEY=VALUE`` options, refusing other forms in the parser's way."""
+    """mmengine's ``KEY=VALUE`` options, refusing other forms in the parser's way.
+
+    A value in brackets that is a Python literal is that literal: mmengine takes the dicts in a list for strings.
+    """
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        if val.startswith(("[", "(", "{")):
+            try:
+                literal = ast.literal_eval(val)
+            except (SyntaxError, TypeError, ValueError):  # such as [a,b], whose strings have no quotes
+                literal = None
+            if isinstance(literal, (list, tuple, dict)):
+                return literal
+        return DictAction._parse_iterable(val)
 
     def __call__(self, parser, namespace, values, option_string=None):
         try:
@@ -44,7 +63,7 @@ def add_config_options(parser: ArgumentParser) -> None:
         default={},
         metavar="KEY=VALUE",
         help="change the config before anything else, e.g. train_dataloader.batch_size=64 model.backbone.arch=small; "
-        'lists as key="[a,b]" or key=a,b',
+        "lists as key=\"[a,b]\" or key=a,b, dicts as key=\"{'type': 'A'}\"",
     )
 
 
@@ -65,6 +84,8 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 def run(parser: ArgumentParser, argv: list[str] | None, command: Callable[[Namespace], None]) -> None:
     """Parse the command line and carry the command out; a :class:`CommandError` ends the program with status 2.
 
+    With ``FMA_DEBUG=1`` in the environment, the traceback of the error stands above its line.
+
     Args:
         parser: the parser.
         argv: the arguments; those of the process when None.
@@ -76,6 +97,8 @@ def run(parser: ArgumentParser, argv: list[str] | None, command: Callable[[Names
     try:
         command(args)
     except CommandError as error:
+        if os.environ.get("FMA_DEBUG") == "1":
+            traceback.print_exception(error)
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
@@ -92,13 +115,41 @@ def load_config(args: Namespace) -> Config:
         CommandError: the config is missing, an option does not fit it, or the machine cannot serve the launcher.
     """
     cfg = read_config(args.config, args.cfg_options)
-    if args.launcher != "none" and not has_accelerator():
-        raise CommandError(
-            f"--launcher {args.launcher}: needs a GPU and this machine has none; without it, the CPU is used"
-        )
     cfg.launcher = args.launcher
+    if args.launcher != "none" and not has_accelerator():
+        if args.launcher != "pytorch":
+            raise CommandError(
+                f"--launcher {args.launcher}: needs a GPU and this machine has none; without it, the CPU is used"
+            )
+        use_cpus(cfg)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs", Path(args.config).stem))
     return cfg
+
+
+def use_cpus(cfg: Config) -> None:
+    """Let the processes of a launcher compute on CPUs, and exchange gradients over gloo.
+
+    mmengine always hands the number of a GPU to DistributedDataParallel, which refuses it for a model on a CPU; and
+    synchronised batch normalisation needs GPUs, so each process normalises by itself, as a single process does.
+
+    Args:
+        cfg: the config, changed in place.
+    """
+    cfg.env_cfg = ConfigDict(cfg.get("env_cfg") or {}, dist_cfg=dict(backend="gloo"))
+    wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
+    wrapper["find_unused_parameters"] = cfg.get("find_unused_parameters", False)
+    cfg.model_wrapper_cfg = ConfigDict({**wrapper, **(cfg.get("model_wrapper_cfg") or {}), "device_ids": None})
+    for part in _dicts_in(cfg.get("model") or {}):
+        if part.get("type") == "SyncBN":
+            part.type = "BN"
+
+
+def _dicts_in(value: Any) -> Iterator[dict]:
+    """A dict of a config and all dicts in it."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        yield from _dicts_in(inner)
 
 
 def read_config(filename: str, options: dict) -> Config:
@@ -143,18 +194,37 @@ def scope(cfg: Config) -> str:
     return cfg.get("default_scope") or "mmengine"
 
 
-def type_name(component: dict | None, default: str = "") -> str:
+def type_name(component: dict | Hook | None, default: str = "") -> str:
     """Name of the class that a component's config builds, without scope or module.
 
     Args:
-        component: the config; its ``type`` is a name or a class.
+        component: the config, whose ``type`` is a name or a class; or a hook that is built already.
         default: the answer if it has no type.
     """
+    if isinstance(component, Hook):
+        return type(component).__name__
     kind = (component or {}).get("type") or default
     return kind.split(".")[-1] if isinstance(kind, str) else kind.__name__
 
 
-def complete_dataloaders(cfg: Config, args: Namespace) -> None:
+def custom_hooks(cfg: Config) -> list[dict | Hook]:
+    """The config's own hooks.
+
+    Args:
+        cfg: the config.
+
+    Raises:
+        CommandError: they are no list of hooks.
+    """
+    hooks = cfg.get("custom_hooks") or []
+    if not isinstance(hooks, (list, tuple)) or not all(isinstance(hook, (dict, Hook)) for hook in hooks):
+        raise CommandError(
+            f"config {cfg.filename}: custom_hooks={hooks!r}: expected a list of dicts, one for each hook"
+        )
+    return list(hooks)
+
+
+def complete_dataloaders(cfg: Config, *, pin_memory: bool = True, persistent_workers: bool = True) -> None:
     """Give the dataloaders the defaults of their library, and apply the options about them.
 
     mmpretrain's configs leave pinned memory, workers that live on, and batching to the tools; those of other libraries
@@ -162,7 +232,8 @@ def complete_dataloaders(cfg: Config, args: Namespace) -> None:
 
     Args:
         cfg: the config, changed in place.
-        args: parsed arguments.
+        pin_memory: False to load data into ordinary memory, whatever the config says.
+        persistent_workers: False to start new workers in every epoch, whatever the config says.
     """
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
         loader = cfg.get(name)
@@ -172,9 +243,9 @@ def complete_dataloaders(cfg: Config, args: Namespace) -> None:
             loader.setdefault("pin_memory", has_accelerator())
             loader.setdefault("persistent_workers", True)
             loader.setdefault("collate_fn", ConfigDict(type="default_collate"))
-        if args.no_pin_memory:
+        if not pin_memory:
             loader.pin_memory = False
-        if getattr(args, "no_persistent_workers", False) or not loader.get("num_workers"):
+        if not persistent_workers or not loader.get("num_workers"):
             loader.persistent_workers = False
 
 
@@ -184,7 +255,7 @@ def enable_exact_resume(cfg: Config) -> None:
     Args:
         cfg: the config, changed in place.
     """
-    hooks = cfg.get("custom_hooks") or []
+    hooks = custom_hooks(cfg)
     if all(type_name(hook) != "ExactResumeHook" for hook in hooks):
         cfg.custom_hooks = [*hooks, ConfigDict(type="ExactResumeHook")]
     if cfg.get("default_hooks") is None:
@@ -211,9 +282,10 @@ def build_model(cfg: Config) -> nn.Module:
         model.setdefault("data_preprocessor", cfg.data_preprocessor)
     try:
         model = MODELS.build(model)
-        for hook in cfg.get("custom_hooks") or []:
+        for hook in custom_hooks(cfg):
             if type_name(hook) == "ConvertAttentionHook":
-                convert_attention(model, **HOOKS.build(hook).options)
+                hook = hook if isinstance(hook, Hook) else HOOKS.build(hook)
+                convert_attention(model, **hook.options)
         return model
     except Exception as error:  # whatever its parts say
         reason = " ".join(str(error).split())
@@ -226,4 +298,6 @@ def build_runner(cfg: Config) -> Runner:
     Args:
         cfg: the complete config.
     """
+    if cfg.get("launcher") == "pytorch" and not has_accelerator() and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")  # mmengine would choose a GPU first, and fail
     return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)

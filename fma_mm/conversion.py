@@ -29,27 +29,30 @@ def convert_attention(
 ) -> nn.Module:
     """Replace the self-attention of a vision transformer by FMA over its patches, in place.
 
-    It works on ``VisionTransformer`` of mmpretrain and of mmseg, alone or inside a larger model, and on mmpretrain's
-    variants of it whose attention is the same: ``DistilledVisionTransformer``, ``DeiT3``, ``MoCoV3ViT``,
-    ``MaskFeatViT``. All else in the layers stays: the trained projections under their names, dropout, layer scale,
+    The function works on ``VisionTransformer`` of mmpretrain and of mmseg, alone or inside a larger model, and on the
+    variants of mmpretrain that have the same attention: ``DistilledVisionTransformer``, ``DeiT3``, ``MoCoV3ViT``,
+    ``MaskFeatViT``. The rest of the layers stays: the trained projections under their names, dropout, layer scale,
     stochastic depth. Class and distillation tokens remain exact: they read every token and every token reads them.
 
-    New are only the summary bases, parameters with ``_basis`` in their names; they start as means and follow
-    ``requires_grad`` of the projection to queries, keys and values. So a checkpoint from before loads, with nothing
-    missing but the bases. Where the patches of an image make at most two cells per side, the model computes what it did
+    The only new parameters are the summary bases, with ``_basis`` in their names. They start as means and follow
+    ``requires_grad`` of the projection to queries, keys and values. So an earlier checkpoint loads, and only the bases
+    are missing in it. Where the patches of an image make at most two cells per side, the model computes the same as
     before (a ViT/16 at 224 x 224 has 14 x 14 patches: two cells of 7).
 
     An optimizer or a distributed wrapper that was made before does not know the bases;
-    :class:`fma_mm.ConvertAttentionHook` takes care of both. If layers recompute their activations in the backward pass,
-    run that before the next image with as many patches in another shape.
+    :class:`fma_mm.ConvertAttentionHook` takes care of both.
+
+    The layers find the shape of an image by its number of patches. If layers recompute their activations in the
+    backward pass, take the backward pass of an image before the forward pass of another image that has as many patches
+    in another shape, such as 8 x 18 and 12 x 12.
 
     Args:
         model: the backbone, or any module that contains exactly one.
         cell_size: side of the finest cells, in patches.
         rank: summaries per cell and axis; divides ``cell_size``.
         attention: ``"fma"``, or ``"fma_linear"`` where queries are summarised too. Two controls go through the same
-            replaced modules and have no bases: ``"near"`` reads the near field alone, and ``"full"`` computes what the
-            model did before, on images of any size.
+            replaced modules and have no bases: ``"near"`` reads the near field alone, and ``"full"`` computes the
+            same as the original model, on images of any size.
         layers: numbers of the layers to convert, negative ones from the end; None for all.
         basis_kind: how summaries are made: ``"nested"``, ``"direct"`` or ``"mean"``.
         num_levels: levels to build bases for; those of the model's ``img_size`` if None. ``"nested"`` bases reuse the
@@ -102,10 +105,10 @@ def convert_attention(
 
 
 class PatchGrid:
-    """Height and width of images in patches, by their number: a forward hook of the patch embedding.
+    """Height and width of images in patches, by number of patches: a forward hook of the patch embedding.
 
-    Attention modules get the tokens alone, and look here. That is a mapping so that activations of one image can be
-    computed again after another one has passed.
+    Attention modules get the tokens without the shape of the image, and find the shape here. The shapes of all images
+    are kept, because recomputation may run the layers for an earlier image again after the next image has passed.
     """
 
     def __init__(self):
@@ -127,10 +130,10 @@ class PatchGrid:
 
 
 class PatchAttention(CoreAttention):
-    """FMA over patches and the global tokens before them, for modules that do not tell the shape of the image.
+    """Attention over patches and the global tokens before them, for modules that do not know the shape of the image.
 
     Args:
-        patches: knows that shape.
+        patches: knows the shape.
         like: parameter whose dtype, device and ``requires_grad`` the bases get.
         **options: arguments of :class:`CoreAttention`.
     """
@@ -150,12 +153,12 @@ class PretrainAttention(PatchAttention):
     """The function between the projections of mmpretrain's ``MultiheadAttention``.
 
     Args:
-        module: where it will serve.
+        module: the module that will hold this one.
         patches: knows the shape of the image.
         **options: arguments of :class:`CoreAttention`.
     """
 
-    #: What it replaces: this attribute of the module.
+    #: Attribute of the module that it replaces.
     slot = "scaled_dot_product_attention"
 
     def __init__(self, module: nn.Module, patches: PatchGrid, **options: Any):
@@ -163,7 +166,7 @@ class PretrainAttention(PatchAttention):
 
     @staticmethod
     def check(module: nn.Module, library: ModuleType, label: str) -> None:
-        """Refuse a module whose logits have another scale; all its other options lie outside of this function."""
+        """Refuse a module whose logits have another scale. Its other options act outside of this function."""
         plain = sys.modules[library.MultiheadAttention.__module__].scaled_dot_product_attention
         function = module.scaled_dot_product_attention
         require(function is plain, f"{label}.scaled_dot_product_attention", function, "the one of qk_scale=None")
@@ -192,7 +195,7 @@ class SegAttention(PatchAttention):
         **options: arguments of :class:`CoreAttention`.
     """
 
-    #: What it replaces: this attribute of the module.
+    #: Attribute of the module that it replaces.
     slot = "attn"
 
     def __init__(self, module: nn.Module, patches: PatchGrid, **options: Any):
@@ -251,8 +254,8 @@ class SegAttention(PatchAttention):
         return self.out_proj(out.transpose(1, 2).flatten(2)).transpose(0, 1), None
 
 
-#: What replaces the attention of the ``VisionTransformer`` of a Python module. Each has that name, and the name
-#: ``MultiheadAttention`` for what its layers attend with.
+#: Replacement of the attention, by the Python module of a ``VisionTransformer``. Each of these Python modules has the
+#: names ``VisionTransformer`` and ``MultiheadAttention``, the attention of its layers.
 REPLACEMENTS = {
     "mmpretrain.models.backbones.vision_transformer": PretrainAttention,
     "mmseg.models.backbones.vit": SegAttention,
@@ -260,7 +263,7 @@ REPLACEMENTS = {
 
 
 def _find_vision_transformer(model: nn.Module) -> tuple[ModuleType, str, nn.Module]:
-    """Where its class is from, its name in the model, and the one vision transformer that there is."""
+    """The only vision transformer of the model: the Python module of its class, its name in the model, itself."""
     require(isinstance(model, nn.Module), "model", type(model).__name__, "a torch.nn.Module")
     # A library that is not loaded has made no part of the model.
     libraries = [sys.modules[name] for name in REPLACEMENTS if name in sys.modules]

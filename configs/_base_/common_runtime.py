@@ -1,4 +1,4 @@
-"""What every run has in common, whatever its library: the project's components, hooks, environment, logging."""
+"""Common part of all runs, for any library: the project's components, hooks, environment, logging."""
 
 custom_imports = dict(imports=["fma_mm"], allow_failed_imports=False)
 

@@ -1,4 +1,4 @@
-"""What every run of mmpretrain has in common; it counts in epochs."""
+"""Common part of all runs of mmpretrain, which count in epochs."""
 
 _base_ = "./common_runtime.py"
 

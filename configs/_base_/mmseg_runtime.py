@@ -1,4 +1,4 @@
-"""What every run of mmsegmentation has in common; it counts in iterations."""
+"""Common part of all runs of mmsegmentation, which count in iterations."""
 
 _base_ = "./common_runtime.py"
 

@@ -65,7 +65,7 @@ def smallest_square(energy: Tensor, share: float) -> Square:
         share: the share of the sum to hold, 0 < share <= 1.
 
     Raises:
-        ValueError: an argument is outside of what is stated above.
+        ValueError: an argument is outside of the values stated above.
     """
     require(energy.ndim == 2 and bool((energy >= 0).all()), "energy", tuple(energy.shape), "numbers >= 0, (H, W)")
     require(0 < share <= 1, "share", share, "a number in (0, 1]")

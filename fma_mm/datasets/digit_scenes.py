@@ -44,8 +44,8 @@ class DigitScenes(InMemoryDataset):
     - ``img_shape``, ``ori_shape``: (size, size).
     - ``img_path``: a name for results, such as ``"val_00003.png"``; there is no such file.
     - ``reduce_zero_label``: False.
-    - ``digits``: what lies where, one dict per digit: ``source`` (index in scikit-learn's data), ``label`` (0 to 9),
-      ``top``, ``left`` and ``side`` in pixels.
+    - ``digits``: one dict per digit: ``source`` (index in scikit-learn's data), ``label`` (0 to 9), ``top``, ``left``
+      and ``side`` in pixels.
 
     Args:
         split: ``"train"`` or ``"val"``.
@@ -55,7 +55,7 @@ class DigitScenes(InMemoryDataset):
         **kwargs: arguments of mmengine's ``BaseDataset``, such as ``pipeline`` and ``test_mode``.
 
     Raises:
-        ValueError: an argument is outside of what is stated above.
+        ValueError: an argument is outside of the values stated above.
         ImportError: scikit-learn is missing.
     """
 
@@ -120,7 +120,7 @@ class DigitScenes(InMemoryDataset):
         )
 
     def _throw_digits(self, canvas: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, list[dict]]:
-        """Draw digits on the canvas, in place; return their mask and what lies where."""
+        """Draw digits on the canvas, in place; return their mask and their positions."""
         sources, images, labels = self._digits
         seg_map = np.zeros(canvas.shape[:2], dtype=np.uint8)
         taken = np.zeros(canvas.shape[:2], dtype=bool)

@@ -91,22 +91,22 @@ class ExactResumeHook(Hook):
         seed_generators(self.seed, MODEL, self.model_rank, runner.iter)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add gradients that are still being accumulated; an optimizer's step leaves none.
+        """Add gradients that are still being accumulated; a step of the optimizer leaves none.
 
         Args:
             runner: the runner.
-            checkpoint: what is about to be saved.
+            checkpoint: content of the checkpoint that the runner is about to save, extended in place.
         """
         gradients = {name: p.grad.cpu() for name, p in _unwrap(runner.model).named_parameters() if p.grad is not None}
         if gradients:
             checkpoint["gradients"] = gradients
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take back such gradients, if the run is being resumed.
+        """Restore accumulated gradients, if the run is being resumed.
 
         Args:
             runner: the runner.
-            checkpoint: what was loaded.
+            checkpoint: content of the loaded checkpoint.
         """
         if not runner._resume:  # private; mmengine does not tell hooks otherwise whether it resumes or loads weights
             return
@@ -119,13 +119,13 @@ class ExactResumeHook(Hook):
 
 
 class NumberedBatches(Sampler):
-    """The batches of a batch sampler, each knowing its place in the run.
+    """Batches of a batch sampler; each batch knows its number in the run.
 
     Args:
         batch_sampler: yields the lists of sample indices.
-        key: integers that tell this stream of batches from others.
+        key: integers that distinguish this stream of batches from other streams.
         position: number of the first batch, counted from the start of the run.
-        skip: batches to leave out the first time.
+        skip: number of batches to leave out in the first iteration over the sampler.
     """
 
     def __init__(self, batch_sampler: Sampler, key: tuple[int, ...], position: int, skip: int):
@@ -156,7 +156,7 @@ class SeededBatch(list):
 
     Args:
         indices: the indices.
-        key: what the state of the generators depends on.
+        key: integers that determine the state of the generators.
     """
 
     def __init__(self, indices: list[int], key: tuple[int, ...]):

@@ -1,4 +1,4 @@
-"""Tells at the end of a training run where its results are, and shows some of them."""
+"""A summary at the end of a training run: the paths of its results, and a picture of predictions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RunSummaryHook(Hook):
 
     @master_only
     def after_train(self, runner: Runner) -> None:
-        """Draw the picture and print the paths of what the run left.
+        """Draw the picture and print the paths of the results.
 
         Args:
             runner: the runner whose training has ended.
@@ -112,7 +112,7 @@ def draw_maps(pictures: list[np.ndarray], samples: list[BaseDataElement], metain
         metainfo: names and RGB colours of the classes, ``classes`` and ``palette``.
     """
     classes, palette = metainfo["classes"], metainfo["palette"]
-    colors = np.zeros((256, 3), dtype=np.uint8)  # what is no class, such as pixels to ignore, stays black
+    colors = np.zeros((256, 3), dtype=np.uint8)  # pixels without a class, such as ignored ones, stay black
     colors[: len(palette)] = palette
     maps = [[kind.data.squeeze(0).cpu().numpy() for kind in (s.gt_sem_seg, s.pred_sem_seg)] for s in samples]
 

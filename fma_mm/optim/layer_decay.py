@@ -56,7 +56,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             params: the groups, extended in place.
             module: the model, or in the recursion a part of it.
             prefix: name of the module in the model; empty for the model.
-            **kwargs: what mmengine's constructor passes on in its recursion.
+            **kwargs: arguments that mmengine's constructor passes on in its recursion.
         """
         if prefix:
             super().add_params(params, module, prefix, **kwargs)
