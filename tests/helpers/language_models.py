@@ -1,5 +1,6 @@
 """Small language models, and the attentions in them, that the tests of the fairseq plugin share."""
 
+from argparse import Namespace
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -41,12 +42,16 @@ def make_dictionary(words: int = 40) -> Dictionary:
     return dictionary
 
 
-def parse(arch: str, *flags: str) -> DictConfig:
-    """The configuration that ``fairseq-train`` makes of its command line."""
+def parse_flags(arch: str, *flags: str) -> Namespace:
+    """The command line as ``fairseq-train`` reads it, without the defaults of the model."""
     task = "masked_lm" if arch.startswith("fma_mlm") else "language_modeling"
     argv = ["data", "--task", task, "--arch", arch, "--tokens-per-sample", "64", *flags]
-    args = options.parse_args_and_arch(options.get_training_parser(task), argv)
-    return convert_namespace_to_omegaconf(args)
+    return options.parse_args_and_arch(options.get_training_parser(task), argv)
+
+
+def parse(arch: str, *flags: str) -> DictConfig:
+    """The configuration that ``fairseq-train`` makes of its command line."""
+    return convert_namespace_to_omegaconf(parse_flags(arch, *flags))
 
 
 def build(name: str, words: int = 40, tokens_per_sample: int = 64, **flags) -> BaseFairseqModel:

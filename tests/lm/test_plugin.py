@@ -9,7 +9,7 @@ from fairseq import models, utils
 from fairseq.data.encoders import TOKENIZER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 from helpers.fairseq_commands import PLUGIN, server
-from helpers.language_models import parse
+from helpers.language_models import parse_flags
 
 SIZES = {f"fma_lm{size}" for size in ("", "_tiny", "_enwik8", "_wiki103")}
 SIZES |= {f"fma_mlm{size}" for size in ("", "_tiny", "_wiki103")}
@@ -32,8 +32,7 @@ def test_user_dir_adds_nothing_to_an_imported_plugin(user_dir, monkeypatch):
     utils.import_user_module(Namespace(user_dir=str(user_dir)))
     assert registered() == before
     assert set(models.ARCH_MODEL_REGISTRY) >= SIZES
-    model = parse("fma_lm_tiny", "--user-dir", str(user_dir)).model
-    assert (model.decoder_layers, model.fma_cell_size) == (4, 32)
+    assert parse_flags("fma_lm_tiny", "--user-dir", str(user_dir), "--fma-rank", "2").fma_rank == 2
 
 
 def test_fairseq_is_not_installed(monkeypatch):

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 from fairseq import models
-from helpers.language_models import build, parse
+from helpers.language_models import build, parse, parse_flags
 
 from lm.fairseq_seam.registration import register_size
 from lm.models.fma_lm import FMALanguageModel, TinyFlags
@@ -39,6 +39,6 @@ def test_every_size_has_a_class_of_its_own():
 
 
 def test_precision_is_resolved_for_every_size():
-    assert not parse(NAME, "--bf16", "--cpu").common.tpu
+    assert not parse_flags(NAME, "--bf16", "--cpu").tpu
     with pytest.raises(ValueError, match="--fp16: True, expected a GPU"):
-        parse(NAME, "--fp16", "--cpu")
+        parse_flags(NAME, "--fp16", "--cpu")
