@@ -1,4 +1,5 @@
 import functools
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -34,12 +35,18 @@ def load():
 
 @pytest.mark.parametrize(
     "options",
-    [dict(max_positions=64), dict(), dict(max_positions=96, context_window=32), dict(num_workers=2)],
+    [dict(max_positions=64), dict(), dict(max_positions=96, context_window=32)],
     ids=str,
 )
 def test_evaluation_reads_every_sample(load, options):
     batches = load(**{"num_workers": 0, **options})
     assert sum(batch["target"].ne(1).sum() for batch in batches) == 4 * 64
+
+
+def test_evaluation_without_a_context_takes_several_workers(load, monkeypatch):
+    batches = SimpleNamespace(next_epoch_itr=lambda shuffle: "batches")  # without starting the workers
+    monkeypatch.setattr(LanguageModelingTask, "get_batch_iterator", lambda self, **options: batches)
+    assert load(num_workers=2) == "batches"
 
 
 @pytest.mark.parametrize(
