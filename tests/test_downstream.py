@@ -90,7 +90,9 @@ def test_mmpretrain(checkpoint, one_thread):
 @pytest.mark.slow
 def test_mmsegmentation(checkpoint, one_thread):
     labels = PixelData(data=torch.randint(0, 150, (1, *IMAGE[1:])))
-    check_learning(config("mmsegmentation", checkpoint), checkpoint, SegDataSample(gt_sem_seg=labels))
+    cfg = config("mmsegmentation", checkpoint)
+    cfg.model.data_preprocessor.size = IMAGE[1:]  # images are padded to this size
+    check_learning(cfg, checkpoint, SegDataSample(gt_sem_seg=labels))
 
 
 @pytest.mark.slow
