@@ -17,8 +17,8 @@ class FMA2DAttention(FMAttention, BaseModule):
 
     A token reads its own and the touching cells token by token, and everything further away through learned summaries
     that get coarser with distance, all under one softmax. A map of at most two cells per side gets full attention.
-    ``forward(x, hw_shape)`` takes the G global tokens and then those of the map in row-major order, (B, G + H * W, C),
-    and the height and width (H, W) of the map. It returns (B, G + H * W, C).
+    ``forward(x, grid)`` takes the G global tokens and then the tokens of the map in row-major order, (B, G + H * W, C),
+    and the height and width ``grid = (H, W)`` of the map. It returns (B, G + H * W, C).
 
     The summary bases start as means and keep that start: no ``init_cfg`` reaches them.
 
