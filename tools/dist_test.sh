@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate on the GPUs of one or several machines.
+# Evaluate on the GPUs of one or several machines; on a machine without a GPU, in processes on its CPUs.
 #
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on the GPUs of one or several machines.
+# Train on the GPUs of one or several machines; on a machine without a GPU, in processes on its CPUs.
 #
 #   tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
 #

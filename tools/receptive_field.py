@@ -21,21 +21,15 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from torch import Tensor
 
 from fma_mm import cli
 from fma_mm.analysis import inspection
+from fma_mm.analysis.drawing import SHARES, draw_receptive_fields
 from fma_mm.analysis.receptive_field import receptive_field, smallest_square
 from fma_mm.cli import CommandError
-
-#: Shares of the energy whose squares are drawn, and how.
-SHARES = {0.5: ("solid", "-"), 0.95: ("dotted", ":")}
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -154,36 +148,6 @@ def measure(cfg: Config, checkpoint: str | None, images: list[np.ndarray], num_s
     return mean / mean.sum()
 
 
-def draw(fields: dict[str, Tensor], title: str) -> Figure:
-    """Draw the receptive fields side by side.
-
-    Args:
-        fields: by the name of the model, (H, W) each, sums to 1.
-        title: the title.
-    """
-    figure = Figure(figsize=(3.6 * len(fields) + 1, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(fields), squeeze=False)[0]
-    # One scale for all, relative to a field that is the same everywhere.
-    relative = [field.numpy() * field.numel() for field in fields.values()]
-    top = max(field.max() for field in relative)
-    scale = LogNorm(max(top * 1e-8, min(field[field > 0].min() for field in relative)), top)
-    for axis, (name, field), values in zip(axes, fields.items(), relative, strict=True):
-        drawn = axis.imshow(np.maximum(values, scale.vmin), norm=scale, cmap="inferno", interpolation="nearest")
-        sides = []
-        for share, (look, style) in SHARES.items():
-            top, left, side = smallest_square(field, share)
-            sides.append(f"{100 * share:.0f} % of the energy ({look}): {side} x {side}")
-            box = Rectangle((left - 0.5, top - 0.5), side, side, fill=False, ec="white", lw=1.5, ls=style)
-            axis.add_patch(box)
-        axis.set_title(name, fontsize=10)
-        axis.set(xticks=[], yticks=[], xlabel="\n".join(sides))
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
-    bar.set_label("energy per pixel, 1 = the same everywhere", fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    return figure
-
-
 def counted(number: int, noun: str) -> str:
     """A number with its noun."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -227,7 +191,7 @@ def compare(args: Namespace) -> None:
     source = "noise" if args.images is None else Path(args.images).resolve().name
     source = f"{counted(len(images), 'image')} of {source}"
     title = f"Effective receptive field of the centre of the {what}, {weights}, {source}"
-    inspection.write_picture(draw(fields, title), out)
+    inspection.write_picture(draw_receptive_fields(fields, title), out)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -69,7 +69,7 @@ def make_config(args: Namespace) -> Config:
     elif args.interval is not None:
         raise CommandError("--interval: needs --show or --show-dir")
     set_out(cfg, args)
-    cli.complete_dataloaders(cfg, args)
+    cli.complete_dataloaders(cfg, pin_memory=not args.no_pin_memory)
     return cfg
 
 

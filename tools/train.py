@@ -58,7 +58,7 @@ def make_config(args: Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    cli.complete_dataloaders(cfg, args)
+    cli.complete_dataloaders(cfg, pin_memory=not args.no_pin_memory, persistent_workers=not args.no_persistent_workers)
     if args.resume:
         set_resume(cfg, args.resume)
     cli.enable_exact_resume(cfg)

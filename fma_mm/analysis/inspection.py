@@ -1,4 +1,4 @@
-"""What the tools that look into a model share: its config and weights, its inputs, and where a picture goes."""
+"""Config, weights and inputs of a model that a tool looks into, and the file of its picture."""
 
 from __future__ import annotations
 
@@ -137,12 +137,13 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     if not Path(path).is_file():
         raise CommandError(f"image {path}: no such file")
+    image = error = None
     try:
         image = mmcv.imread(str(path))
-    except cv2.error:
-        image = None
+    except cv2.error as raised:
+        error = raised
     if image is None:
-        raise CommandError(f"image {path}: not an image that OpenCV reads")
+        raise CommandError(f"image {path}: not an image that OpenCV reads") from error
     return image
 
 

@@ -1,3 +1,5 @@
+"""tools/compare.py: costs by hand, trainings as those of tools/train.py, and clear words about mistakes."""
+
 import json
 import re
 import statistics
@@ -5,9 +7,11 @@ import statistics
 import pytest
 import torch
 from helpers import flops_by_hand
+from helpers.command_line import error_of
 from helpers.tool_loader import load_tool
 
 from fma_mm import FMA2D, cli
+from fma_mm.analysis.comparison import Results
 
 
 @pytest.fixture(scope="module")
@@ -23,20 +27,6 @@ def compare(tool, tmp_path, capsys):
         tool.main([*map(str, arguments), "--out", str(tmp_path / out), "--rounds", "5"])
         printed = capsys.readouterr().out
         return json.loads((tmp_path / out / "comparison.json").read_text()), printed
-
-    return run
-
-
-@pytest.fixture
-def error_of(tool, capsys, tmp_path, monkeypatch):
-    """The one line that the tool says before it ends with status 2."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> str:
-        with pytest.raises(SystemExit) as ended:
-            tool.main([str(argument) for argument in arguments])
-        assert ended.value.code == 2
-        return capsys.readouterr().err.strip().split("\n")[-1].split("error: ", 1)[1]
 
     return run
 
@@ -163,18 +153,19 @@ def test_segmentors(compare, segmentor, tmp_path):
         (["{config}", "--cfg-options", "train_dataloader.dataset.data_root=-"], "config {config}: FileNotFoundError"),
     ],
 )
-def test_mistakes(error_of, classifier, monkeypatch, arguments, message):
+def test_mistakes(tool, capsys, classifier, monkeypatch, arguments, message):
+    monkeypatch.chdir(classifier.parent)
     classifier.with_name("broken.py").write_text("model = dict(\n")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    said = error_of(*(argument.format(config=classifier) for argument in arguments))
+    said = error_of(tool.main, capsys, *(argument.format(config=classifier) for argument in arguments))
     assert said.startswith(message.format(config=classifier))
 
 
-def test_results_of_other_settings_stay(error_of, tool, classifier, tmp_path):
+def test_results_of_other_settings_stay(tool, capsys, classifier, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     args = tool.make_parser().parse_args([str(classifier), "--batch-size", "2"])
-    earlier = tool.Results(folder, tool.settings_of(args, tool.read_configs(args), torch.device("cpu")), [], False)
+    earlier = Results(folder, tool.conditions_of(args, tool.read_configs(args), torch.device("cpu")), [], False)
     earlier.save()
     before = (folder / "comparison.json").read_bytes()
     for options, difference in {
@@ -182,12 +173,6 @@ def test_results_of_other_settings_stay(error_of, tool, classifier, tmp_path):
         ("--iterations", 3): "configs",
         ("--cfg-options", "optim_wrapper.clip_grad.max_norm=1"): "configs",
     }.items():
-        said = error_of(classifier, "--batch-size", 2, "--out", folder, "--resume", *options)
+        said = error_of(tool.main, capsys, classifier, "--batch-size", 2, "--out", folder, "--resume", *options)
         assert said == f"--resume: the comparison in {folder} has another {difference}"
     assert (folder / "comparison.json").read_bytes() == before
-
-
-def test_smooth(tool):
-    assert tool.smooth([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
-    values = tool.smooth([float(i % 2) for i in range(100)])
-    assert values == [0.0] + [0.5] * 99

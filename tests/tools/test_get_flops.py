@@ -1,5 +1,6 @@
 import pytest
 from helpers import flops_by_hand
+from helpers.command_line import error_of
 from helpers.tool_loader import load_tool
 
 from fma_kernels import Hierarchy
@@ -25,13 +26,6 @@ def counted(tool, capsys):
         return rows, dict(line.split(": ", 1) for line in totals.strip().split("\n"))
 
     return run
-
-
-def error_of(tool, capsys, *arguments: object) -> str:
-    with pytest.raises(SystemExit) as ended:
-        tool.main([str(argument) for argument in arguments])
-    assert ended.value.code == 2
-    return capsys.readouterr().err.strip().split("\n")[-1]
 
 
 def test_classifier(counted, classifier):
@@ -119,5 +113,5 @@ def test_default_shape(tool):
     ],
 )
 def test_mistakes(tool, capsys, classifier, arguments, message):
-    said = error_of(tool, capsys, *(argument.format(config=classifier) for argument in arguments))
-    assert said.split("error: ", 1)[1].startswith(message.format(config=classifier))
+    said = error_of(tool.main, capsys, *(argument.format(config=classifier) for argument in arguments))
+    assert said.startswith(message.format(config=classifier))

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.command_line import error_of
 from helpers.tool_loader import load_tool
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
@@ -110,10 +111,8 @@ def test_a_convolution_reads_its_kernel(tool, tmp_path):
 def test_images_that_are_too_small(tool, tmp_path, capsys):
     path = tmp_path / "convolution.py"
     path.write_text(CONVOLUTION.replace("padding=2", "padding=0"))
-    with pytest.raises(SystemExit) as ended:
-        tool.main([str(path), "--size", "4", "--out", str(tmp_path / "out.png")])
-    assert ended.value.code == 2
-    assert re.fullmatch(".*error: config .*convolution.py, images of 4x4: .*Kernel size.*\n", capsys.readouterr().err)
+    said = error_of(tool.main, capsys, path, "--size", "4", "--out", tmp_path / "out.png")
+    assert re.match(r"config .*convolution.py, images of 4x4: .*Kernel size", said)
 
 
 def test_images_of_a_folder(tool, tmp_path):
@@ -174,8 +173,5 @@ def test_mistakes(tool, classifier, transformer, tmp_path, capsys, arguments, me
     out = tmp_path / "out.png"
     rest = [argument.format(empty=tmp_path / "empty") for argument in arguments]
     configs = rest if rest[0].endswith(".py") else [str(classifier), str(transformer), *rest]
-    with pytest.raises(SystemExit) as ended:
-        tool.main(["--out", str(out), *configs])
-    assert ended.value.code == 2
-    assert re.fullmatch(f".*error: {message}.*\n", capsys.readouterr().err.splitlines(keepends=True)[-1])
+    assert re.match(message, error_of(tool.main, capsys, "--out", out, *configs))
     assert not out.exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.command_line import error_of
 from PIL import Image
 
 from fma_mm import FMA2D
@@ -144,13 +145,9 @@ def test_mistakes(evaluate, request, capsys, monkeypatch, tmp_path, config, argu
     monkeypatch.setattr("fma_mm.cli.has_accelerator", lambda: False)
     file = tmp_path / "any.pth"
     file.write_text("")
-    with pytest.raises(SystemExit) as ended:
-        evaluate.main([str(request.getfixturevalue(config)), str(file), *(a.format(file=file) for a in arguments)])
-    assert ended.value.code == 2
-    assert re.fullmatch(f".*error: {message}.*\n", capsys.readouterr().err)
+    given = [request.getfixturevalue(config), file, *(a.format(file=file) for a in arguments)]
+    assert re.match(message, error_of(evaluate.main, capsys, *given))
 
 
 def test_missing_checkpoint(evaluate, classifier, capsys):
-    with pytest.raises(SystemExit):
-        evaluate.main([str(classifier), "none.pth"])
-    assert capsys.readouterr().err.endswith("error: checkpoint none.pth: no such file\n")
+    assert error_of(evaluate.main, capsys, classifier, "none.pth") == "checkpoint none.pth: no such file"

@@ -1,9 +1,14 @@
-"""The launchers hand over what they are told, to programs that stand in for torchrun and srun."""
+"""The launchers hand over what they are told, to programs that stand in for torchrun and srun; and train on CPUs."""
 
 import os
+import socket
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
+from helpers.plain_training import CONFIG
 from helpers.tool_loader import TOOLS
 
 SCRIPTS = sorted(TOOLS.glob("*.sh"))
@@ -67,3 +72,28 @@ def test_usage(script):
     result = subprocess.run([script, "one"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"usage: {script} ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_two_processes_on_a_cpu_train_as_one(train, tmp_path):
+    """Each takes half of the batch, and the gradients are exchanged."""
+    config = tmp_path / "plain.py"
+    config.write_text(CONFIG)
+    train.main([str(config), "--work-dir", str(tmp_path / "one")])
+    config.write_text(CONFIG.replace("batch_size=2", "batch_size=1"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = dict(
+        PATH=path, PYTHONPATH=f"{TOOLS.parent}:{TOOLS.parent / 'tests'}", PORT=str(port), OMP_NUM_THREADS="1"
+    )
+    command = [TOOLS / "dist_train.sh", config, "2", "--work-dir", tmp_path / "two"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / name / "epoch_1.pth", weights_only=False) for name in ("one", "two"))
+    assert one["meta"]["iter"] == two["meta"]["iter"] == 2
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value)

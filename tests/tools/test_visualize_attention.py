@@ -7,6 +7,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from helpers.command_line import error_of
 from helpers.tool_loader import load_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -142,36 +143,22 @@ MISTAKES = [
     (["--stage", "-1"], "--stage -1: expected 0 to 1"),
     (["--block", "1"], "--block 1: expected 0 to 0, the blocks of stage 0"),
     (["--checkpoint", "none.pth"], "--checkpoint none.pth: no such file"),
-    (["--checkpoint", "{image}"], "--checkpoint .*picture.png: does not load into the model of .*classifier.py: .+"),
     (["--config", "none.py"], "config none.py: no such file"),
     (["--out", "picture.jpg"], "--out picture.jpg: expected the name of a .png file"),
-    (["--out", "{folder}"], "--out .*folder.png: is a folder"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes(tool, classifier, image, tmp_path, capsys, arguments, message):
-    (tmp_path / "folder.png").mkdir()
     out = tmp_path / "out.png"
-    given = [str(image), "--config", str(classifier), "--point", "3,3", "--out", str(out)]
-    with pytest.raises(SystemExit) as ended:
-        tool.main([*given, *(argument.format(image=image, folder=tmp_path / "folder.png") for argument in arguments)])
-    assert ended.value.code == 2
-    assert re.fullmatch(f".*error: {message}.*\n", capsys.readouterr().err.splitlines(keepends=True)[-1])
+    given = [image, "--config", classifier, "--point", "3,3", "--out", out]
+    assert re.match(message, error_of(tool.main, capsys, *given, *arguments))
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(None, "no such file"), (b"", "not an image"), (b"text", "not an image")]
-)
-def test_mistakes_about_the_image(tool, classifier, tmp_path, capsys, content, message):
-    path = tmp_path / "image.png"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(SystemExit) as ended:
-        tool.main([str(path), "--config", str(classifier), "--point", "3,3", "--out", str(tmp_path / "out.png")])
-    assert ended.value.code == 2
-    assert re.fullmatch(f".*error: image .*image.png: {message}.*\n", capsys.readouterr().err)
+def test_an_image_that_is_not_there(tool, classifier, tmp_path, capsys):
+    given = [tmp_path / "image.png", "--config", classifier, "--point", "3,3", "--out", tmp_path / "out.png"]
+    assert error_of(tool.main, capsys, *given) == f"image {tmp_path / 'image.png'}: no such file"
 
 
 @pytest.mark.parametrize(
@@ -185,18 +172,5 @@ def test_mistakes_about_the_image(tool, classifier, tmp_path, capsys, content, m
 )
 def test_mistakes_in_the_config(tool, classifier, image, tmp_path, capsys, old, new, message):
     classifier.write_text(classifier.read_text().replace(old, new, 1))
-    with pytest.raises(SystemExit) as ended:
-        tool.main([str(image), "--config", str(classifier), "--point", "3,3", "--out", str(tmp_path / "out.png")])
-    assert ended.value.code == 2
-    assert re.fullmatch(f".*error: config .*classifier.py: {message}.*\n", capsys.readouterr().err)
-
-
-def test_a_checkpoint_of_another_model_is_refused(tool, classifier, trained, image, tmp_path, capsys):
-    """Loaded in part, it would leave weights random, and the picture would not tell."""
-    classifier.write_text(classifier.read_text().replace("depths=(1, 1)", "depths=(1, 2)"))
-    arguments = [image, "--config", classifier, "--checkpoint", trained[1], "--point", "3,3"]
-    with pytest.raises(SystemExit) as ended:
-        tool.main([str(a) for a in [*arguments, "--out", tmp_path / "out.png"]])
-    assert ended.value.code == 2
-    message = ".*error: --checkpoint .*model.pth: does not load into the model of .*: .* do not match exactly\n"
-    assert re.fullmatch(message, capsys.readouterr().err)
+    given = [image, "--config", classifier, "--point", "3,3", "--out", tmp_path / "out.png"]
+    assert re.match(f"config .*classifier.py: {message}", error_of(tool.main, capsys, *given))
