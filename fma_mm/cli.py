@@ -91,6 +91,7 @@ def run(parser: ArgumentParser, argv: list[str] | None, command: Callable[[Names
         argv: the arguments; those of the process when None.
         command: what to do with the parsed arguments.
     """
+    parser.epilog = parser.epilog or "With FMA_DEBUG=1 in the environment, an error shows its traceback."
     args = parser.parse_args(argv)
     if getattr(args, "launcher", "none") != "none":
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))

@@ -42,7 +42,6 @@ BARE = """
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))
 sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
-sys.path[:] = [path for path in sys.path if "__editable__" not in path]
 """
 
 
