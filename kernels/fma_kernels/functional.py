@@ -192,7 +192,7 @@ def fma_attention(
             num_global_tokens=num_global_tokens, dropout_p=dropout_p,
         )  # fmt: skip
         return (out, lse.to(_sum_dtype(lse))) if return_lse else out
-    backend = choose("fma_attention", backend, query)
+    backend = choose("fma_attention", backend, query, cpp="attention weights are dropped" if dropout_p else None)
     if hierarchy.num_levels == 0:
         if not return_lse:
             return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)

@@ -214,12 +214,12 @@ def aggregate(
     require_mask(key_padding_mask, x)
     require(backend in BACKENDS, "backend", backend, f"one of {', '.join(BACKENDS)}")
     direct = "every level of a direct basis has weights of its own for every token" if basis.kind == "direct" else None
-    fused = choose("aggregate", "torch" if backend == "reference" else backend, x, direct) == "triton"
+    work = choose("aggregate", "torch" if backend == "reference" else backend, x, direct)
     if not hierarchy.num_levels:
         return x[:, :, :0]
-    if fused:
+    if work != "torch":
         weights = _cell_weights(basis, hierarchy, x)
-        return pool(x, *weights, hierarchy, key_padding_mask, basis.causal_queries)
+        return pool(x, *weights, hierarchy, key_padding_mask, basis.causal_queries, backend=work)
     if key_padding_mask is not None:
         x = x.masked_fill(key_padding_mask[:, None, :, None], 0)
     return _aggregate_by_axis(x, basis, hierarchy, key_padding_mask)

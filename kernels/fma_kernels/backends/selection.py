@@ -2,8 +2,8 @@
 
 A call chooses in this order. :func:`fma_kernels.fma` asks for ``"torch"`` to make the summaries of ``direct`` bases.
 ``fma_attention`` and ``aggregate`` answer ``"reference"`` themselves: by the dense definition, and by ``"torch"``.
-:func:`choose` turns ``"auto"`` into ``"triton"`` or ``"torch"``. The operators of :mod:`fma_kernels.ops` get one of
-these two names, as it stands in graphs, and import the module behind it.
+:func:`choose` turns ``"auto"`` into ``"triton"``, ``"cpp"`` or ``"torch"``. The operators of :mod:`fma_kernels.ops` get
+one of these three names, as it stands in graphs, and import the module behind it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from torch import Tensor
 from ..caches import cached
 from ..checks import require
 
-BACKENDS = ("auto", "triton", "torch", "reference")
+BACKENDS = ("auto", "triton", "cpp", "torch", "reference")
 
-#: What the kernels were written for; earlier releases lack features that they use.
+#: The Triton kernels were written for these; earlier releases lack features that they use.
 MIN_TRITON = (3, 6)
 MIN_CAPABILITY = (8, 0)
 HEAD_DIMS = range(16, 129)
+
+#: Head dimensions of the CPU kernels: beyond, their working set leaves the second-level cache.
+CPP_HEAD_DIMS = range(1, 257)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _said: set[tuple[str, str]] = set()
 _logger = logging.getLogger("fma_kernels")
@@ -34,15 +38,38 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def why_not_triton(x: Tensor, *reasons: str | None) -> str | None:
-    """The first reason why the fused kernels cannot work on ``x``, None where they can.
+def why_not_triton(x: Tensor) -> str | None:
+    """The first reason why the Triton kernels cannot work on ``x``, None where they can.
 
     Args:
         x: (B, H, n, d), one of the inputs; the others have its dtype and device.
-        reasons: what else stands against them, for operators with limits of their own.
     """
-    general = _why_not_triton(x.device.type, x.device.index, x.dtype, x.shape[-1])
-    return next((reason for reason in (general, *reasons) if reason), None)
+    return _why_not_triton(x.device.type, x.device.index, x.dtype, x.shape[-1])
+
+
+def why_not_cpp(x: Tensor) -> str | None:
+    """The first reason why the CPU kernels cannot work on ``x``, None where they can.
+
+    The first call on a machine compiles them.
+
+    Args:
+        x: (B, H, n, d), one of the inputs; the others have its dtype and device.
+    """
+    return _why_not_cpp(x.device.type, x.dtype, x.shape[-1])
+
+
+@torch.compiler.assume_constant_result
+def _why_not_cpp(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    if device != "cpu":
+        return f"the tensors are on {device}, not on a CPU"
+    if dtype not in DTYPES:
+        return f"the dtype is {dtype}, not float32, float16 or bfloat16"
+    if head_dim not in CPP_HEAD_DIMS:
+        return f"the head dimension is {head_dim}, not {CPP_HEAD_DIMS.start} to {CPP_HEAD_DIMS.stop - 1}"
+    from .cpp import library
+
+    loaded = library.load()
+    return loaded if isinstance(loaded, str) else None
 
 
 @torch.compiler.assume_constant_result
@@ -65,7 +92,7 @@ def _cached_why_not_triton(
         return f"the tensors are on {device}, not on a CUDA GPU (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
     if device == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(index) < MIN_CAPABILITY:
         return f"{torch.cuda.get_device_name(index)} is older than compute capability 8.0"
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if dtype not in DTYPES:
         return f"the dtype is {dtype}, not float32, float16 or bfloat16"
     if interpreted and dtype == torch.bfloat16:
         return "Triton's interpreter has no bfloat16 products"
@@ -74,27 +101,30 @@ def _cached_why_not_triton(
     return None
 
 
-def choose(operation: str, backend: str, x: Tensor, *reasons: str | None) -> str:
-    """The backend that runs an operation: ``"triton"`` or ``"torch"``.
+def choose(operation: str, backend: str, x: Tensor, reason: str | None = None, *, cpp: str | None = None) -> str:
+    """The backend that runs an operation: ``"triton"``, ``"cpp"`` or ``"torch"``.
 
-    ``"auto"`` takes the fused kernels on a CUDA GPU where they can run, and says once per reason where they cannot.
+    ``"auto"`` takes the fused kernels of the device where they can run, and says once per reason where they cannot.
 
     Args:
         operation: name of the function, for messages.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"torch"``.
         x: (B, H, n, d), one of the inputs.
-        reasons: see :func:`why_not_triton`.
+        reason: a reason of the operation's own against any fused kernel.
+        cpp: a reason of the operation's own against the CPU kernels.
 
     Raises:
-        ValueError: ``backend`` is ``"triton"``, and the fused kernels cannot run.
+        ValueError: ``backend`` asks for fused kernels that cannot run.
     """
-    if backend == "torch" or (backend == "auto" and x.device.type != "cuda"):
+    fused = {"cuda": "triton", "cpu": "cpp"}.get(x.device.type) if backend == "auto" else backend
+    if fused is None or fused == "torch":
         return "torch"
-    reason = why_not_triton(x, *reasons)
-    if reason is None:
-        return "triton"
-    require(backend == "auto", "backend", backend, f"another one for {operation}: {reason}")
-    _say_once(operation, reason)
+    found = why_not_triton(x) if fused == "triton" else why_not_cpp(x)
+    found = found or reason or (cpp if fused == "cpp" else None)
+    if found is None:
+        return fused
+    require(backend == "auto", "backend", backend, f"another one for {operation}: {found}")
+    _say_once(operation, found)
     return "torch"
 
 

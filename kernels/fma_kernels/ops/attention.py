@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..backends.cpp import attention as cpp_attention
 from ..backends.level_pass import LevelPass, Options
 from ..backends.torch import attention as torch_attention
 from ..hierarchy import Hierarchy
@@ -46,7 +47,7 @@ def attend(
         scale: factor of the products.
         group_bias: add the logarithm of the number of tokens that a summary stands for.
         dropout_p: probability to drop a probability, 0 <= p < 1.
-        backend: what does the work, "torch" or "triton"; see :func:`fma_kernels.backends.selection.choose`.
+        backend: "torch", "cpp" or "triton"; see :func:`fma_kernels.backends.selection.choose`.
 
     Returns:
         The output (B, H, N, d) in the dtype of the query, and the log-sum-exp (B, H, N) in float32 or better; 0 and
@@ -151,11 +152,13 @@ def _backend(name: str, query: Tensor) -> Iterator[ModuleType]:
     """The module of a backend, with the device of ``query`` the current one: Triton launches its kernels there."""
     if name == "torch":
         yield torch_attention
-        return
-    from ..backends.triton import attention  # Triton may be absent where nobody asks for it
+    elif name == "cpp":
+        yield cpp_attention
+    else:
+        from ..backends.triton import attention  # Triton may be absent where nobody asks for it
 
-    with torch.cuda.device_of(query):
-        yield attention
+        with torch.cuda.device_of(query):
+            yield attention
 
 
 def _single_pass(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from .. import cells
+from ..backends.cpp import pooling as cpp_pooling
+from ..backends.pooling_tables import Pyramid
 from ..backends.torch import pooling as torch_pooling
 from ..hierarchy import Hierarchy
 from .forward_mode import refuse_forward_mode
@@ -20,8 +24,10 @@ def pool(
     hierarchy: Hierarchy,
     mask: Tensor | None = None,
     windows: bool = False,
+    *,
+    backend: str,
 ) -> Tensor:
-    """Summaries of all levels with fused kernels (Triton); sums are in float32.
+    """Summaries of all levels with fused kernels; sums are in float32.
 
     With P summaries of T tokens in a cell of level 1, the sum s of a cell is sum_j weight[:, s, j] * x[token j]. A cell
     of level l >= 2 joins those of its F = 2**D children: sum_i upper[l - 2, :, s, i] * below[i], children row-major,
@@ -36,6 +42,7 @@ def pool(
         mask: (B, N) bool, True = the token counts as zero and does not exist.
         windows: every sub-block is a cell with P = 1 that pools the T = ``cell_size / rank`` tokens that end at its
             first one, and joins the windows of sub-blocks 2b - 1 and 2b of the level below; nothing is multiplied.
+        backend: "triton" or "cpp".
 
     Returns:
         (B, H, S, d) in the dtype of ``x``, finest level first.
@@ -45,7 +52,7 @@ def pool(
     """
     refuse_forward_mode(x, weight, upper)
     keep = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or upper.requires_grad)
-    return _pool(x, weight, upper, mask, *hierarchy.pack(), windows, keep)[0]
+    return _pool(x, weight, upper, mask, *hierarchy.pack(), windows, keep, backend)[0]
 
 
 @torch.library.custom_op("fma_kernels::pool", mutates_args=())
@@ -60,12 +67,11 @@ def _pool(
     causal: bool,
     windows: bool,
     keep: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    from ..backends.triton import pooling
-
-    pyramid = pooling.Pyramid(Hierarchy.unpack(grid, cell_size, rank, causal), windows)
-    with torch.cuda.device_of(x):
-        out, sums = pooling.forward(*_dense(x, weight, upper, mask), pyramid, keep)
+    pyramid = Pyramid(Hierarchy.unpack(grid, cell_size, rank, causal), windows)
+    with _backend(backend, x) as work:
+        out, sums = work.forward(*_dense(x, weight, upper, mask), pyramid, keep)
     return out, sums if keep else sums.new_empty(0)
 
 
@@ -82,12 +88,23 @@ def _pool_backward(
     rank: int,
     causal: bool,
     windows: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from ..backends.triton import pooling
+    pyramid = Pyramid(Hierarchy.unpack(grid, cell_size, rank, causal), windows)
+    with _backend(backend, x) as work:
+        return work.backward(grad.contiguous(), *_dense(x, weight, upper, mask), sums, pyramid)
 
-    pyramid = pooling.Pyramid(Hierarchy.unpack(grid, cell_size, rank, causal), windows)
-    with torch.cuda.device_of(x):
-        return pooling.backward(grad.contiguous(), *_dense(x, weight, upper, mask), sums, pyramid)
+
+@contextmanager
+def _backend(name: str, x: Tensor) -> Iterator[ModuleType]:
+    """The module of a fused backend, with the device of ``x`` the current one."""
+    if name == "cpp":
+        yield cpp_pooling
+    else:
+        from ..backends.triton import pooling
+
+        with torch.cuda.device_of(x):
+            yield pooling
 
 
 def _dense(x, weight, upper, mask):
@@ -97,7 +114,7 @@ def _dense(x, weight, upper, mask):
 
 
 @_pool.register_fake
-def _(x, weight, upper, mask, grid, cell_size, rank, causal, windows, keep):
+def _(x, weight, upper, mask, grid, cell_size, rank, causal, windows, keep, backend):
     summaries = Hierarchy.unpack(grid, cell_size, rank, causal).num_summaries
     shape = (*x.shape[:2], summaries, x.shape[3])
     return x.new_empty(shape), x.new_empty(shape if keep else 0, dtype=torch.float32)
@@ -109,11 +126,11 @@ def _(grad, x, weight, upper, *_):
 
 
 def _pool_setup(ctx, inputs, output):
-    *tensors, grid, cell_size, rank, causal, windows, _ = inputs
+    *tensors, grid, cell_size, rank, causal, windows, _, backend = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[1])
-    ctx.rest = (grid, cell_size, rank, causal, windows)
+    ctx.rest = (grid, cell_size, rank, causal, windows, backend)
 
 
 def _pool_gradients(ctx, grad, _):

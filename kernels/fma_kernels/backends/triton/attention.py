@@ -7,16 +7,13 @@ gradients of far summaries, of as many sequences at a time as :data:`PARTIAL_BYT
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ...caches import cached
-from ...cells import token_counts
 from ..level_pass import LevelPass, Options
+from ..row_tables import carry_rows, key_bias
 from . import attention_kernels as kernels
-from .attention_tables import Schedule, carry_rows, far_key_schedule, key_schedule, query_schedule
+from .attention_tables import Schedule, far_key_schedule, key_schedule, query_schedule
 from .attention_tilings import Tiling, padded, tiling
 
 #: Most bytes of partial gradients at a time (at least those of one sequence).
@@ -97,7 +94,7 @@ class _KernelCall:
         self.sources = [(_rows(k), _rows(v)) for k, v in zip(keys, values, strict=True)]
         self.batch, self.heads, self.queries, self.dim = query.shape
         self.sequences, self.keys = self.batch * self.heads, keys[0].shape[2]
-        self.bias = _bias(level_pass, options.mask, options.group_bias, query.device)
+        self.bias = key_bias(level_pass, options.mask, options.group_bias, query.device)
         self.bias_stride = self.bias.shape[1] if len(self.bias) > 1 else 0
         self.dummy = self.bias  # for arguments that a kernel does not read
         self.seed = self.dummy if options.seed is None else options.seed
@@ -216,29 +213,3 @@ def _rows(x: Tensor) -> Tensor:
 
 def _floats(x: Tensor) -> Tensor:
     return x.to(torch.float32).contiguous()
-
-
-def _bias(level_pass: LevelPass, mask: Tensor | None, group_bias: bool, device: torch.device) -> Tensor:
-    """Added to the logits, in units of log 2, by key: (B or 1, keys and then far summaries) float32.
-
-    0 or log2(count); -inf for what does not exist.
-    """
-    return _full_bias(level_pass, group_bias, device) if mask is None else _make_bias(level_pass, mask, group_bias)
-
-
-@cached
-def _full_bias(level_pass: LevelPass, group_bias: bool, device: torch.device) -> Tensor:
-    mask = torch.zeros(1, level_pass.hierarchy.num_tokens, dtype=torch.bool, device=device)
-    return _make_bias(level_pass, mask, group_bias)
-
-
-def _make_bias(level_pass: LevelPass, mask: Tensor, group_bias: bool) -> Tensor:
-    hierarchy, level = level_pass.hierarchy, level_pass.level
-    counts = []
-    if level == 0:
-        counts.append((~mask).float())
-    if level or level_pass.far:
-        far = token_counts(hierarchy, mask.device, mask)
-        counts.append(far.split(hierarchy.level_sizes, 1)[level - 1] if level else far)
-    counts = torch.cat(counts, 1)
-    return counts.log2() if group_bias else torch.where(counts > 0, 0.0, -math.inf)

@@ -8,7 +8,6 @@ rows of several cells, one bit per cell says for every partner which of them it 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ...caches import cached
-from ...cells import summaries_to_cells, to_cells, token_counts, tokens_to_cells
 from ...hierarchy import EMPTY
 from ..level_pass import LevelPass
+from ..row_tables import key_rows, lists, query_rows, summary_rows
 
 #: Cells that one item may own: the bits of an int32.
 _MAX_GROUPS = 32
@@ -71,20 +70,20 @@ class Reduction:
 def query_schedule(level_pass: LevelPass, tile: int, device: torch.device) -> Schedule:
     """Queries own; their partners are all keys that they read: near rows, then n + row for the far summaries."""
     owner, partner = _pairs(level_pass)
-    partner_rows = [_key_rows(level_pass)]
+    partner_rows = [key_rows(level_pass)]
     if level_pass.far:
         far_owner, far_partner = _far_pairs(level_pass)
         owner, partner = torch.cat([owner, far_owner]), torch.cat([partner, far_partner + len(partner_rows[0])])
-        far_rows = _summary_rows(level_pass)
+        far_rows = summary_rows(level_pass)
         partner_rows.append(torch.where(far_rows == EMPTY, EMPTY, far_rows + level_pass.hierarchy.num_tokens))
-    return _schedule(owner, partner, _query_rows(level_pass), partner_rows, _query_order(level_pass), tile, device)
+    return _schedule(owner, partner, query_rows(level_pass), partner_rows, _query_order(level_pass), tile, device)
 
 
 @cached
 def key_schedule(level_pass: LevelPass, tile: int, device: torch.device) -> Schedule:
     """Keys (of :func:`query_schedule`, without the far ones) own; their partners are the queries that read them."""
     query, key = _pairs(level_pass)
-    rows = _query_rows(level_pass)  # keys lie as the queries do
+    rows = query_rows(level_pass)  # keys lie as the queries do
     return _schedule(key, query, rows, [rows], _query_order(level_pass), tile, device)
 
 
@@ -97,63 +96,15 @@ def far_key_schedule(
     The partial results of all (item, slot) are numbered in order; the reduction names those that make a summary.
     """
     query, summary = _far_pairs(level_pass)
-    query_rows, summary_rows = _query_rows(level_pass), _summary_rows(level_pass, also_empty=True)
-    cells_per_chunk = max(1, chunk_tokens // query_rows.shape[1])
+    queries, summaries = query_rows(level_pass), summary_rows(level_pass, also_empty=True)
+    cells_per_chunk = max(1, chunk_tokens // queries.shape[1])
     chunk = _inverse(_query_order(level_pass)) // cells_per_chunk
-    order = torch.arange(len(summary_rows))
-    schedule = _schedule(summary, query, summary_rows, [query_rows], order, tile, device, chunk)
+    order = torch.arange(len(summaries))
+    schedule = _schedule(summary, query, summaries, [queries], order, tile, device, chunk)
     return schedule, _reduction(schedule, level_pass.hierarchy.num_summaries, width)
 
 
-@cached
-def carry_rows(level_pass: LevelPass, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The result of the next coarser level that each query takes, and the queries that take each such result.
-
-    Returns:
-        (queries,) and (summaries of the next coarser level, most), int32, -1 = none.
-    """
-    hierarchy, level = level_pass.hierarchy, level_pass.level
-    grid = hierarchy.summary_grid(level) if level else hierarchy.grid
-    coarser = hierarchy.summary_grid(level + 1)
-    side = 2 if level else hierarchy.cell_size // hierarchy.rank
-    taken = torch.zeros((), dtype=torch.int64)
-    for n, m in zip(grid, coarser, strict=True):
-        taken = taken[..., None] * m + torch.arange(n) // side
-    taken = taken.flatten()
-    members = _lists(taken, torch.arange(len(taken)), math.prod(coarser))
-    return taken.to(device, torch.int32), members.to(device, torch.int32)
-
-
-# ---------------------------------------------------------------------- rows and pairs of cells
-
-
-def _query_rows(level_pass: LevelPass) -> Tensor:
-    """Rows of the queries of each query cell: (cells, T), -1 beyond the grid."""
-    hierarchy, level = level_pass.hierarchy, level_pass.level
-    if level == 0:
-        number = torch.arange(1, hierarchy.num_tokens + 1)[None, None, :, None]  # 0 is what lies beyond the grid
-        return tokens_to_cells(number, hierarchy)[0, 0, :, :, 0] - 1
-    shape = hierarchy.summary_grid(level)
-    number = torch.arange(math.prod(shape)).view(1, 1, *shape, 1)
-    return to_cells(number, hierarchy.cell_grid(level), hierarchy.rank)[0, 0, :, :, 0]
-
-
-def _key_rows(level_pass: LevelPass) -> Tensor:
-    """As the queries, without summaries that stand for no token."""
-    rows, hierarchy, level = _query_rows(level_pass), level_pass.hierarchy, level_pass.level
-    if level:
-        counts = token_counts(hierarchy, torch.device("cpu"))[0].split(hierarchy.level_sizes)[level - 1]
-        rows = torch.where(counts[rows] > 0, rows, EMPTY)
-    return rows
-
-
-def _summary_rows(level_pass: LevelPass, also_empty: bool = False) -> Tensor:
-    """Rows of the summaries of each summary cell of all levels: (summary cells, rank**D)."""
-    hierarchy = level_pass.hierarchy
-    number = torch.arange(hierarchy.num_summaries)[None, None, :, None]
-    rows = summaries_to_cells(number, hierarchy)[0, 0, :, :, 0]
-    counts = token_counts(hierarchy, torch.device("cpu"))[0]
-    return rows if also_empty else torch.where(counts[rows] > 0, rows, EMPTY)
+# ---------------------------------------------------------------------- pairs of cells
 
 
 def _pairs(level_pass: LevelPass) -> tuple[Tensor, Tensor]:
@@ -309,19 +260,9 @@ def _partner_lists(
 def _reduction(schedule: Schedule, num_rows: int, width: int) -> Reduction:
     rows = schedule.rows.flatten().cpu().long()
     partial = (rows != EMPTY).nonzero()[:, 0]
-    lists = _lists(rows[partial], partial, -(-num_rows // width) * width)  # (rows, most)
-    lists = lists.view(-1, width, lists.shape[1]).transpose(1, 2)  # (slices, most, width)
-    used = (lists != EMPTY).any(2)
+    entries = lists(rows[partial], partial, -(-num_rows // width) * width)  # (rows, most)
+    entries = entries.view(-1, width, entries.shape[1]).transpose(1, 2)  # (slices, most, width)
+    used = (entries != EMPTY).any(2)
     first = torch.nn.functional.pad(used.sum(1).cumsum(0), [1, 0])
     device = schedule.rows.device
-    return Reduction(first.to(device, torch.int32), lists[used].to(device, torch.int32).contiguous())
-
-
-def _lists(key: Tensor, value: Tensor, num_keys: int) -> Tensor:
-    """The values of each key in order: (keys, most), -1 = none."""
-    order = key.argsort(stable=True)
-    count = torch.bincount(key, minlength=num_keys)
-    position = torch.arange(len(key)) - (count.cumsum(0) - count)[key[order]]
-    lists = torch.full((num_keys, max(1, int(count.max()) if len(key) else 0)), EMPTY)
-    lists[key[order], position] = value[order]
-    return lists
+    return Reduction(first.to(device, torch.int32), entries[used].to(device, torch.int32).contiguous())

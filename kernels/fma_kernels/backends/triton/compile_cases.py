@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple
 import triton
 
 from ...hierarchy import Hierarchy
+from ..pooling_tables import Pyramid
 from . import attention_kernels as kernels
 from . import pooling, pooling_kernels
 from .attention_tilings import KERNELS, TILINGS, Tiling, padded
-from .pooling_tables import Pyramid
 
 
 class Case(NamedTuple):

@@ -13,8 +13,8 @@ from torch import Tensor
 from ...caches import cached
 from ...cells import token_counts
 from ...hierarchy import Hierarchy
+from ..pooling_tables import Pyramid, launches, tables
 from . import pooling_kernels as kernels
-from .pooling_tables import Pyramid, launches, tables
 
 #: Warps per program of all kernels, and stages: loads overlap by unrolling and prefetching, not by the compiler.
 WARPS, STAGES = 4, 1

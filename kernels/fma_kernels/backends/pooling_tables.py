@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...caches import cached
-from ...hierarchy import EMPTY, Hierarchy
+from ..caches import cached
+from ..hierarchy import EMPTY, Hierarchy
 
 
 class Tables(NamedTuple):

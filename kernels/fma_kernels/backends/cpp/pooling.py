@@ -1,0 +1,103 @@
+"""Summaries of all levels on the CPU: calls of the kernels of ``source/pooling.h``."""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from ...caches import cached
+from ...cells import token_counts
+from ..pooling_tables import Pyramid, tables
+from . import library, structures
+from .structures import PoolGradients, PoolInputs, pointer, rows, strides
+
+CPU = torch.device("cpu")
+
+
+def forward(
+    x: Tensor, weight: Tensor, upper: Tensor, mask: Tensor | None, pyramid: Pyramid, all_sums: bool
+) -> tuple[Tensor, Tensor]:
+    """See :func:`fma_kernels.ops.pool`.
+
+    Args:
+        x: (B, H, N, d).
+        weight: (H or 1, summaries, taps, d) float32, contiguous.
+        upper: (levels, H or 1, summaries, fanout * summaries, d) float32, contiguous.
+        mask: (B, N) bool, contiguous, or None.
+        pyramid: geometry with at least one level.
+        all_sums: the second result is asked for; it is made in any case.
+
+    Returns:
+        Summaries (B, H, S, d) in the dtype of ``x``, and the same without their factors in float32.
+    """
+    sums = torch.empty(*x.shape[:2], pyramid.hierarchy.num_summaries, x.shape[3], dtype=torch.float32)
+    out = torch.empty_like(sums)
+    if out.numel():
+        geometry, inputs = _geometry(pyramid), _inputs(x, weight, upper, mask, pyramid)
+        library.load().fma_pool(byref(geometry), byref(inputs), pointer(sums), pointer(out), library.threads())
+    return out.to(x.dtype), sums
+
+
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, upper: Tensor, mask: Tensor | None, sums: Tensor, pyramid: Pyramid
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`forward` with respect to ``x``, ``weight`` and ``upper``, from those of the summaries.
+
+    Args:
+        grad: (B, H, S, d) in the dtype of ``x``, contiguous.
+        x, weight, upper, mask, pyramid: as in the forward pass.
+        sums: second result of the forward pass.
+    """
+    # Windows leave out the tokens behind the last one.
+    grad_x = (torch.zeros if pyramid.windows else torch.empty)(x.shape, dtype=torch.float32)
+    grad_weight, grad_upper = torch.zeros_like(weight), torch.zeros_like(upper)
+    if grad_x.numel():
+        geometry, inputs = _geometry(pyramid), _inputs(x, weight, upper, mask, pyramid)
+        gradients = PoolGradients(
+            grad=grad.float(), sums=sums, grad_sums=torch.empty_like(sums), x=grad_x, weight=grad_weight,
+            upper=grad_upper,
+        )  # fmt: skip
+        library.load().fma_pool_backward(byref(geometry), byref(inputs), byref(gradients), library.threads())
+    return grad_x.to(x.dtype), grad_weight, grad_upper
+
+
+@cached
+def _geometry(pyramid: Pyramid) -> structures.Pyramid:
+    table, hierarchy = tables(pyramid, CPU), pyramid.hierarchy
+    return structures.Pyramid(
+        levels=hierarchy.num_levels, summaries=pyramid.summaries, taps=pyramid.taps, fanout=pyramid.fanout,
+        num_cells=torch.tensor(pyramid.num_cells, dtype=torch.int32), tokens=table.tokens.contiguous(),
+        children=table.children.contiguous(), rows=table.rows.contiguous(), num_tokens=hierarchy.num_tokens,
+        num_summaries=hierarchy.num_summaries,
+    )  # fmt: skip
+
+
+def _inputs(x: Tensor, weight: Tensor, upper: Tensor, mask: Tensor | None, pyramid: Pyramid) -> PoolInputs:
+    x, factor = rows(x), _factor(pyramid, mask)
+    masked = {} if mask is None else dict(mask=mask.view(torch.uint8))
+    scaled = {} if factor is None else dict(scale=factor, scale_stride=factor.shape[1] if len(factor) > 1 else 0)
+    return PoolInputs(
+        batch=x.shape[0], heads=x.shape[1], dim=x.shape[3], x=x, x_at=strides(x), weight=weight, upper=upper,
+        weight_heads=len(weight), upper_levels=len(upper), **masked, **scaled,
+    )  # fmt: skip
+
+
+def _factor(pyramid: Pyramid, mask: Tensor | None) -> Tensor | None:
+    """(Size of its sub-block) / (tokens that exist) of every summary: (B or 1, S) float32; None for windows."""
+    if pyramid.windows:
+        return None
+    return _full_factor(pyramid) if mask is None else _make_factor(pyramid, mask)
+
+
+@cached
+def _full_factor(pyramid: Pyramid) -> Tensor:
+    return _make_factor(pyramid, None)
+
+
+def _make_factor(pyramid: Pyramid, mask: Tensor | None) -> Tensor:
+    hierarchy = pyramid.hierarchy
+    sizes = [float(hierarchy.cell_width(level) // hierarchy.rank) ** hierarchy.ndim for level in hierarchy.levels]
+    sizes = torch.tensor(sizes).repeat_interleave(torch.tensor(hierarchy.level_sizes))
+    return (sizes / token_counts(hierarchy, CPU, mask).clamp(min=1)).contiguous()
