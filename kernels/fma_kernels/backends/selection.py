@@ -11,12 +11,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..caches import cached
 from ..checks import require
+
+F = TypeVar("F", bound=Callable)
 
 BACKENDS = ("auto", "triton", "cpp", "torch", "reference")
 
@@ -31,6 +35,15 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _said: set[tuple[str, str]] = set()
 _logger = logging.getLogger("fma_kernels")
+
+
+def constant(function: F) -> F:
+    """Mark a function that ``torch.compile`` calls while it traces, to keep the result.
+
+    :func:`torch.compiler.assume_constant_result` does the same, after an import of the compiler that takes a second.
+    """
+    function._dynamo_marked_constant = True
+    return function
 
 
 def interpreted() -> bool:
@@ -58,7 +71,7 @@ def why_not_cpp(x: Tensor) -> str | None:
     return _why_not_cpp(x.device.type, x.dtype, x.shape[-1])
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _why_not_cpp(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
     if device != "cpu":
         return f"the tensors are on {device}, not on a CPU"
@@ -72,7 +85,7 @@ def _why_not_cpp(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
     return loaded if isinstance(loaded, str) else None
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _why_not_triton(device: str, index: int | None, dtype: torch.dtype, head_dim: int) -> str | None:
     return _cached_why_not_triton(device, index, dtype, head_dim, interpreted())
 
@@ -128,7 +141,7 @@ def choose(operation: str, backend: str, x: Tensor, reason: str | None = None, *
     return "torch"
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _say_once(operation: str, reason: str) -> None:
     if (operation, reason) not in _said:
         _said.add((operation, reason))
