@@ -78,7 +78,7 @@ def find() -> Compiler:
 
 
 def _run(command: list[str], seconds: float, **variables: str) -> tuple[int, str]:
-    """Exit status and output of a command in plain English. If it is given up, the processes that it started end too."""
+    """Exit status and output of a command, in English. A command that is given up ends with all that it started."""
     process = subprocess.Popen(
         command, env={**os.environ, "LC_ALL": "C", **variables}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
