@@ -98,8 +98,6 @@ template <typename Row>
 INLINE void pack_channels(Row row, int n, int dim, float* panels) {
     for (int i = 0; i < n; i++) {
         const float* x = row(i);
-        if (i + 4 < n)
-            for (int c = 0; c < dim; c += 16) __builtin_prefetch(row(i + 4) + c);
         float* y = panels + (long)i * PANEL;
         int c = 0;
         for (; c + PANEL <= dim; c += PANEL, y += (long)n * PANEL) {
@@ -109,6 +107,14 @@ INLINE void pack_channels(Row row, int n, int dim, float* panels) {
         if (c < dim)
             for (int j = 0; j < PANEL; j++) y[j] = c + j < dim ? x[c + j] : 0;
     }
+}
+
+// A row that may be read as whole panels: itself, or a copy with zeros beyond the channels.
+INLINE const float* whole_panels(const float* row, int dim, int padded, float* copy) {
+    if (dim == padded) return row;
+    memcpy(copy, row, sizeof(float) * dim);
+    memset(copy + dim, 0, sizeof(float) * (padded - dim));
+    return copy;
 }
 
 // Rows to panels of rows: panels[i / PANEL][c][i % PANEL], zeros beyond the rows
@@ -160,7 +166,7 @@ NOINLINE void logits_tile(
     multiply_rows<N, VECTORS>(keys, queries, dim, sums);
     for (int j = 0; j < VECTORS; j++) {
         Vec most = load(peak + j * W);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int r = 0; r < N; r++) {
             sums[r][j] = sums[r][j] * broadcast(scale) + broadcast(bias[r]);
             store(logits + (long)r * stride + j * W, sums[r][j]);
@@ -170,14 +176,16 @@ NOINLINE void logits_tile(
     }
 }
 
-// out[r] (+)= sum_k columns[k][r] * panel[k]
+// out[r] += sum_k columns[k][r] * rows[k][at : at + PANEL]
 template <int N>
-NOINLINE void output_tile(const float* columns, int stride, const float* panel, int n, float* out, int out_stride) {
+NOINLINE void output_tile(
+    const float* columns, int stride, const float* const* rows, int at, int n, float* out, int out_stride
+) {
     Vec sums[N][2];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < N; r++) sums[r][0] = load(out + r * out_stride), sums[r][1] = load(out + r * out_stride + W);
-    multiply_columns<N>(columns, stride, panel, n, sums);
-#pragma GCC unroll 8
+    multiply_columns<N>(columns, stride, rows, at, n, sums);
+#pragma GCC unroll 16
     for (int r = 0; r < N; r++) store(out + r * out_stride, sums[r][0]), store(out + r * out_stride + W, sums[r][1]);
 }
 
@@ -215,7 +223,7 @@ static void forward(const Pass& pass, const Inputs& in, float* out, Strides out_
     const int dim = in.dim, chunk = smaller(FORWARD_KEYS, size.keys), stride = size.stride, padded = size.padded;
     const long heads = (long)in.batch * in.heads, items = heads * pass.cells;
     const float scale = in.scale * LOG2_E;  // logits are in units of log 2
-    const size_t scratch = 3ul * size.keys + 2ul * size.lanes * padded + (size_t)chunk * (stride + padded + 4) + 4ul * size.lanes;
+    const size_t scratch = 3ul * size.keys + 2ul * size.lanes * padded + (size_t)chunk * (stride + padded + 8) + 4ul * size.lanes;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Scratch memory(scratch);
@@ -225,10 +233,10 @@ static void forward(const Pass& pass, const Inputs& in, float* out, Strides out_
         float* queries = memory.take<float>((long)size.lanes * padded);
         float* result = memory.take<float>((long)size.lanes * padded);
         float* weights = memory.take<float>((long)chunk * stride);
-        float* values = memory.take<float>((long)chunk * padded);
+        float* spare = memory.take<float>((long)chunk * padded);
         float *peak = memory.take<float>(size.lanes), *total = memory.take<float>(size.lanes);
         float* before = memory.take<float>(size.lanes);
-        const float** keys = memory.take<const float*>(chunk + ROWS);
+        const float **keys = memory.take<const float*>(chunk), **values = memory.take<const float*>(chunk);
 #pragma omp for schedule(dynamic, 4)
         for (long item = 0; item < items; item++) {
             const int cell = item % pass.cells;
@@ -306,15 +314,15 @@ static void forward(const Pass& pass, const Inputs& in, float* out, Strides out_
                                 for (int c = 0; c < padded; c += W) store(y + c, load(y + c) * broadcast(factors[j]));
                             }
                     }
-                    pack_channels([&](int i) { return rows.value_row(list.row[first + i]); }, m, dim, values);
+                    for (int i = 0; i < m; i++)
+                        values[i] = whole_panels(rows.value_row(list.row[first + i]), dim, padded, spare + (long)i * padded);
                     for (int c = 0; c < padded; c += PANEL)
                         for (int t = 0; t < n; t += ROWS) {
                             const int height = smaller(n - t, ROWS);
-                            const float* panel = values + (long)c * m;
                             int last = m;  // later keys weigh nothing
                             while (last > 0 && first + last > list.own && list.place[first + last - 1] >= tile + t + height) last--;
                             float* y = result + (long)t * padded + c;
-#define CALL(N) output_tile<N>(weights + t, stride, panel, last, y, padded)
+#define CALL(N) output_tile<N>(weights + t, stride, values, c, last, y, padded)
                             FOR_ROWS(height, CALL)
 #undef CALL
                         }
@@ -345,7 +353,7 @@ NOINLINE void gradient_tile(
 ) {
     Vec sums[N][VECTORS] = {};
     multiply_rows<N, VECTORS>(keys, queries, dim, sums);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < N; r++)
         for (int j = 0; j < VECTORS; j++) {
             Vec logit = sums[r][j] * broadcast(scale) + broadcast(bias[r]);
@@ -353,7 +361,7 @@ NOINLINE void gradient_tile(
             sums[r][j] = Vec{};
         }
     multiply_rows<N, VECTORS>(values, grads, dim, sums);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < N; r++)
         for (int j = 0; j < VECTORS; j++) {
             Vec p = load(weights + (long)r * stride + j * W);
@@ -366,7 +374,7 @@ template <int N>
 NOINLINE void add_tile(const float* const* rows, const float* panel, int n, float scale, float* const* out, int at) {
     Vec sums[N][2] = {};
     multiply_rows<N, 2>(rows, panel, n, sums);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < N; r++) {
         float* y = out[r] + at;
         store(y, load(y) + sums[r][0] * broadcast(scale));
@@ -389,7 +397,7 @@ static void backward(const Pass& pass, const Inputs& in, const Gradients& grad, 
     const int dim = in.dim, chunk = smaller(BACKWARD_KEYS, size.keys), stride = size.stride, padded = size.padded;
     const long heads = (long)in.batch * in.heads, items = heads * grad.ranges;
     const float scale = in.scale * LOG2_E;
-    const size_t scratch = 3ul * size.keys + 5ul * size.lanes * padded + (size_t)chunk * (2 * stride + padded + 8) + 4ul * size.lanes;
+    const size_t scratch = 3ul * size.keys + 5ul * size.lanes * padded + (size_t)chunk * (2 * stride + padded + 16) + 4ul * size.lanes;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Scratch memory(scratch);
@@ -403,10 +411,11 @@ static void backward(const Pass& pass, const Inputs& in, const Gradients& grad, 
         float* result = memory.take<float>((long)size.lanes * padded);
         float* weights = memory.take<float>((long)chunk * stride);
         float* slopes = memory.take<float>((long)chunk * stride);
-        float* key_panels = memory.take<float>((long)chunk * padded);
+        float* spare = memory.take<float>((long)chunk * padded);
         float *lse = memory.take<float>(size.lanes), *lse_rest = memory.take<float>(size.lanes);
         float* delta = memory.take<float>(size.lanes);
         const float **keys = memory.take<const float*>(chunk), **values = memory.take<const float*>(chunk);
+        const float** padded_keys = memory.take<const float*>(chunk);
         float **grad_keys = memory.take<float*>(chunk), **grad_values = memory.take<float*>(chunk);
 #pragma omp for schedule(dynamic, 1)
         for (long item = 0; item < items; item++) {
@@ -450,11 +459,11 @@ static void backward(const Pass& pass, const Inputs& in, const Gradients& grad, 
                         for (int i = 0; i < m; i++) {
                             const int r = list.row[first + i];
                             keys[i] = rows.key_row(r), values[i] = rows.value_row(r);
+                            padded_keys[i] = whole_panels(keys[i], dim, padded, spare + (long)i * padded);
                             const bool near = r < pass.keys;
                             const long at = (long)(near ? r : r - pass.keys) * padded;
                             grad_keys[i] = (near ? key : far_key) + at, grad_values[i] = (near ? value : far_value) + at;
                         }
-                        pack_channels([&](int i) { return keys[i]; }, m, dim, key_panels);
                         for (int i = 0; i < m; i += ROWS) {
                             const int height = smaller(m - i, ROWS), from = first_query(list, first + i, tile);
                             for (int t = 0; t < from; t += W)
@@ -500,7 +509,7 @@ static void backward(const Pass& pass, const Inputs& in, const Gradients& grad, 
                                 int last = m;
                                 while (last > 0 && first + last > list.own && list.place[first + last - 1] >= tile + t + height) last--;
                                 float* y = result + (long)t * padded + c;
-#define CALL(N) output_tile<N>(slopes + t, stride, key_panels + (long)c * m, last, y, padded)
+#define CALL(N) output_tile<N>(slopes + t, stride, padded_keys, c, last, y, padded)
                                 FOR_ROWS(height, CALL)
 #undef CALL
                             }

@@ -11,13 +11,13 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
 
+// Lanes of a vector, and rows of a register tile. With two vectors each, the sums of a tile fill most of the registers.
 #if defined(__AVX512F__)
-constexpr int W = 16;  // lanes of a vector
+constexpr int W = 16, ROWS = 12;
 #else
-constexpr int W = 8;
+constexpr int W = 8, ROWS = 6;
 #endif
 constexpr int PANEL = 2 * W;  // lanes of a panel: two vectors
-constexpr int ROWS = 6;       // rows of a register tile: with two vectors each, twelve sums fill the units
 constexpr float INF = std::numeric_limits<float>::infinity();
 constexpr float LOG2_E = 1.44269504088896341f;
 
@@ -53,13 +53,17 @@ INLINE Vec maximum(Vec a, Vec b) {
 #endif
 }
 
-// 2**x for x <= 127; exactly 0 for x < -126. The polynomial is within 3e-9 of 2**f on [-1/2, 1/2], so rounding decides.
+// 2**x for x <= 127; exactly 0 for x < -160. The polynomial is within 3e-9 of 2**f on [-1/2, 1/2], so rounding decides.
 INLINE Vec exp2(Vec x) {
+#if defined(__AVX512F__)
+    x = maximum(x, broadcast(-160.f));
+    const Vec whole = (Vec)_mm512_roundscale_ps((__m512)x, 0), f = x - whole;
+#else
     const Vec magic = broadcast(12582912.f);  // 1.5 * 2**23: adding it rounds to an integer
-    IntVec keep = x >= broadcast(-126.f);
+    const IntVec keep = x >= broadcast(-126.f);
     x = maximum(x, broadcast(-126.f));
-    Vec whole = x + magic;
-    Vec f = x - (whole - magic);
+    const Vec whole = x + magic, f = x - (whole - magic);
+#endif
     Vec p = broadcast(1.54614447e-4f);
     p = p * f + 1.34004282e-3f;
     p = p * f + 9.61805668e-3f;
@@ -67,8 +71,12 @@ INLINE Vec exp2(Vec x) {
     p = p * f + 2.40226509e-1f;
     p = p * f + 6.93147207e-1f;
     p = p * f + 1.0f;
-    IntVec bits = (IntVec)p + ((IntVec)whole << 23);
+#if defined(__AVX512F__)
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
+    const IntVec bits = (IntVec)p + ((IntVec)whole << 23);
     return (Vec)(bits & keep);
+#endif
 }
 
 // sums[r] += sum_c rows[r][c] * panel[c], where a row of the panel has PANEL lanes
@@ -78,7 +86,7 @@ INLINE void multiply_rows(const float* const* rows, const float* panel, int n, V
     for (int c = 0; c < n; c++) {
         Vec x[VECTORS];
         for (int j = 0; j < VECTORS; j++) x[j] = load(panel + (long)c * PANEL + j * W);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int r = 0; r < N; r++) {
             Vec a = broadcast(rows[r][c]);
             for (int j = 0; j < VECTORS; j++) sums[r][j] += a * x[j];
@@ -86,13 +94,13 @@ INLINE void multiply_rows(const float* const* rows, const float* panel, int n, V
     }
 }
 
-// sums[r] += sum_k columns[k * stride + r] * panel[k]
+// sums[r] += sum_k columns[k * stride + r] * rows[k][at : at + PANEL]
 template <int N>
-INLINE void multiply_columns(const float* columns, int stride, const float* panel, int n, Vec (&sums)[N][2]) {
+INLINE void multiply_columns(const float* columns, int stride, const float* const* rows, int at, int n, Vec (&sums)[N][2]) {
 #pragma GCC unroll 4
     for (int k = 0; k < n; k++) {
-        Vec x0 = load(panel + (long)k * PANEL), x1 = load(panel + (long)k * PANEL + W);
-#pragma GCC unroll 8
+        Vec x0 = load(rows[k] + at), x1 = load(rows[k] + at + W);
+#pragma GCC unroll 16
         for (int r = 0; r < N; r++) {
             Vec a = broadcast(columns[(long)k * stride + r]);
             sums[r][0] += a * x0;
@@ -109,6 +117,12 @@ INLINE void multiply_columns(const float* columns, int stride, const float* pane
         case 3: CALL(3); break;     \
         case 4: CALL(4); break;     \
         case 5: CALL(5); break;     \
+        case 6: CALL(6); break;     \
+        case 7: CALL(7); break;     \
+        case 8: CALL(8); break;     \
+        case 9: CALL(9); break;     \
+        case 10: CALL(10); break;   \
+        case 11: CALL(11); break;   \
         default: CALL(ROWS); break; \
     }
 
