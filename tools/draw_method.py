@@ -11,11 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from fma_kernels import Hierarchy
@@ -67,7 +64,8 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="PNG to write")
     args = parser.parse_args()
     image, sequence = Hierarchy((64, 64), 4, 2), Hierarchy((64,), 4, 2, causal=True)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 6.3), layout="constrained")
+    figure = Figure(figsize=(11, 6.3), layout="constrained")
+    axes = figure.subplots(1, 2)
     draw_image(axes[0], image, (22, 26))
     draw_sequence(axes[1], sequence)
     labels = ["near field: token by token"]

@@ -56,8 +56,8 @@ def decode(text: IO[bytes]) -> Iterator[bytes]:
     while lines := text.readlines(CHUNK):
         try:
             yield joint + b"\n".join(bytes(map(VALUES.__getitem__, line.split())) for line in lines)
-        except KeyError:
-            raise CommandError("expected the decimal values of bytes, joined by spaces") from None
+        except KeyError as error:
+            raise CommandError("expected the decimal values of bytes, joined by spaces") from error
         joint = b"\n"
 
 

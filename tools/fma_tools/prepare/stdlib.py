@@ -96,8 +96,8 @@ def read_description(root: Path) -> dict[str, str | int]:
     try:
         about = json.loads(path.read_bytes())
         types = {key: type(value) for key, value in about.items()}
-    except FileNotFoundError:
-        raise CommandError(f"{path}: no such file") from None
+    except FileNotFoundError as error:
+        raise CommandError(f"{path}: no such file") from error
     except (ValueError, AttributeError):
         types = {}
     if types != {"python": str, "files": int, "bytes": int, "sha256": str}:
