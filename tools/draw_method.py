@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw what Fast Multipole Attention is: what one query reads, and which level covers every pair of a sequence.
+"""Draw Fast Multipole Attention: the readings of one query, and the level that covers each pair of a sequence.
 
     python tools/draw_method.py docs/fma.png
 
@@ -27,7 +27,7 @@ def cell_bounds(hierarchy: Hierarchy, level: int, cell: tuple[int, ...]) -> list
 
 
 def draw_image(axis: Axes, hierarchy: Hierarchy, query: tuple[int, int]) -> None:
-    """What one query of an image reads: squares are read as one, its near field token by token."""
+    """Readings of one query of an image: each square is read as one, the near field token by token."""
     for reading in query_readings(hierarchy, query):
         draw_boxes(axis, reading.boxes, fc=COLORS[reading.level], ec="white", lw=0.8 if reading.level else 0.4)
     axis.add_patch(Rectangle((query[1], query[0]), 1, 1, fc="black"))
@@ -37,7 +37,7 @@ def draw_image(axis: Axes, hierarchy: Hierarchy, query: tuple[int, int]) -> None
 
 
 def draw_sequence(axis: Axes, hierarchy: Hierarchy) -> None:
-    """Which level covers each (query, key) pair of a causal sequence, and the summaries it is read through."""
+    """The level that covers each (query, key) pair of a causal sequence, and its summaries."""
     (n,) = hierarchy.grid
     for cell in range(hierarchy.cell_grid(1)[0]):
         ((top, bottom),) = cell_bounds(hierarchy, 1, (cell,))

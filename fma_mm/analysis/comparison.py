@@ -34,7 +34,7 @@ WARM_UP = 2  # steps of each model before time counts
 
 @dataclass
 class Row:
-    """What is known about one config."""
+    """Costs and training of one config."""
 
     config: str
     parameters: int
@@ -70,7 +70,7 @@ class Results:
 
     Args:
         folder: where the file is or will be.
-        settings: what the rows depend on.
+        settings: the conditions that the rows depend on.
         command: the arguments, for the record.
         resume: take the rows that are there.
 
@@ -159,7 +159,7 @@ class Record(Hook):
             runner: the runner.
             batch_idx: number of the iteration.
             data_batch: the batch.
-            outputs: what the training step returned.
+            outputs: the losses of the step.
         """
         self.losses.append(torch.as_tensor(outputs["loss"]).detach())  # its value is not waited for
         self.seconds.append(time.perf_counter() - self.start)
@@ -250,7 +250,7 @@ def plot(rows: dict[str, Row], title: str, path: Path) -> None:
 
     Args:
         rows: the rows by name.
-        title: what stands above.
+        title: title of the picture.
         path: where to.
     """
     curves = any(row.loss for row in rows.values())

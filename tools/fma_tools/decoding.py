@@ -66,9 +66,9 @@ class Row:
         context: tokens before the first that is timed.
         fma_ms: time per token of FMA, mean over a cell.
         fma_slowest_ms: its slowest token of a cell.
-        fma_bytes: what its state holds in this context.
+        fma_bytes: bytes of its state in this context.
         kv_ms: time per token of the key-value cache.
-        kv_bytes: what that holds in this context.
+        kv_bytes: bytes of the cache in this context.
     """
 
     context: int
@@ -171,7 +171,7 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
 
     Args:
         rows: all rows.
-        title: what was measured where.
+        title: device and settings.
         path: the PNG file.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")

@@ -25,7 +25,7 @@ TITLES = ["layer", "forward, ms", "/ FMA", "forward + backward, ms", "/ FMA", "M
 
 @dataclass(frozen=True)
 class Settings:
-    """What the layers have in common.
+    """Settings that all layers share.
 
     Attributes:
         layers: keys of :data:`KINDS`.
@@ -152,7 +152,7 @@ class Row:
         forward_backward_ms: time of both passes.
         forward_ratio: ``forward_ms`` by FMA's.
         forward_backward_ratio: ``forward_backward_ms`` by FMA's.
-        goal: what FMA is to reach beside this layer, if anything.
+        goal: the goal of FMA beside this layer, if there is one.
         met: it does, in both times.
     """
 
@@ -206,7 +206,7 @@ class Entry:
         return torch.autograd.grad(self.layer(self.x), [self.x, *self.parameters], self.grad)
 
     def problem(self) -> str | None:
-        """What is wrong with the layer, None if nothing is."""
+        """The first problem of the layer, None if there is none."""
         out = self.forward()
         if out.shape != self.x.shape:
             return f"output.shape {tuple(out.shape)}, expected {tuple(self.x.shape)}"
@@ -246,7 +246,7 @@ def make_entries(settings: Settings, causal: bool) -> dict[str, Entry]:
     """The chosen layers that have a form in this direction, on one input.
 
     Args:
-        settings: what the layers have in common.
+        settings: the settings that all layers share.
         causal: make causal ones.
 
     Raises:
@@ -277,7 +277,7 @@ def measure(entries: dict[str, Entry], settings: Settings, direction: str) -> li
 
     Args:
         entries: the layers, FMA among them.
-        settings: what the layers have in common.
+        settings: the settings that all layers share.
         direction: which of :data:`DIRECTIONS` they have.
     """
     device = torch.device(settings.device)

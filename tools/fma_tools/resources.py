@@ -35,7 +35,7 @@ class Architecture:
     programs: int = 32
 
     def resident(self, warps: int, registers: int, shared: int) -> int:
-        """How many programs it holds at a time.
+        """Number of programs that it holds at a time.
 
         Args:
             warps: warps per program.
@@ -173,7 +173,7 @@ def line(row: Row) -> str:
 
 
 def selected(cases: Iterable[Case], archs: list[int], kernels: list[str] | None, tier: str) -> list[tuple[Case, int]]:
-    """What to compile for which architecture, in order.
+    """The cases to compile and the architecture of each, in order.
 
     Args:
         cases: all of them.

@@ -1,4 +1,4 @@
-"""Results of a comparison: what is kept, and what is printed."""
+"""Results of a comparison, in their file, in tables and pictures."""
 
 import pytest
 

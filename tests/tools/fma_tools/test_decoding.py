@@ -1,4 +1,4 @@
-"""What the benchmark of decoding counts."""
+"""Figures of the benchmark of decoding."""
 
 from dataclasses import replace
 

@@ -81,7 +81,7 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
 
     Args:
         rows: all rows; those without figures are left out.
-        title: what was measured where.
+        title: device and settings.
         path: the PNG file.
     """
     figure = Figure(figsize=(13, 4), layout="constrained")

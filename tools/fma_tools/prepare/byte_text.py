@@ -132,7 +132,7 @@ def split_members(text: Member) -> Iterator[Member]:
 
 
 def text_problems(root: Path, size: int, sha256: str) -> Iterator[str]:
-    """What is wrong with the files of :func:`split_members` in a folder; nothing if they stand for the text.
+    """Problems of the files of :func:`split_members` in a folder; none if they stand for the text.
 
     Args:
         root: the folder.

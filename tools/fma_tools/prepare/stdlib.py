@@ -84,7 +84,7 @@ def find_sources(library: Path) -> list[Path]:
 
 
 def read_description(root: Path) -> dict[str, str | int]:
-    """What ``stdlib.json`` says of the text in a folder: ``python``, ``files``, ``bytes`` and ``sha256``.
+    """The description of the text in a folder, ``stdlib.json``: ``python``, ``files``, ``bytes`` and ``sha256``.
 
     Args:
         root: the folder.

@@ -1,4 +1,4 @@
-"""What is measured on a GPU, and what is not measured at all."""
+"""Measurements on a GPU, and methods that are not measured at all."""
 
 import warnings
 from dataclasses import replace
