@@ -59,7 +59,7 @@ class Settings:
 
 
 @dataclass
-class Row:
+class ContextRow:
     """Both methods in one context.
 
     Attributes:
@@ -141,7 +141,7 @@ class Benchmark:
         outputs = {"FMA": torch.cat(fma, 2), "KV cache": torch.cat(full, 2)}
         return {name: (outputs[name] - exact[name]).abs().max().item() for name in exact}
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[ContextRow]:
         """Fill and time the contexts, shortest first; yields a row for each."""
         settings = self.settings
         state = self.state()
@@ -163,10 +163,10 @@ class Benchmark:
                 for x in tokens[settings.kv_tokens :]:
                     cache.append(*x[1:])
             mean, slowest, kv_ms = (statistics.median(x) for x in times.values())
-            yield Row(context, mean, slowest, fma_bytes, kv_ms, kv_bytes)
+            yield ContextRow(context, mean, slowest, fma_bytes, kv_ms, kv_bytes)
 
 
-def plot(rows: list[Row], title: str, path: Path) -> None:
+def plot(rows: list[ContextRow], title: str, path: Path) -> None:
     """Draw time and memory against the context.
 
     Args:

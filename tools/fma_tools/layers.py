@@ -138,7 +138,7 @@ KINDS = {
 
 
 @dataclass
-class Row:
+class LayerRow:
     """One layer in one direction.
 
     Attributes:
@@ -272,7 +272,7 @@ def make_entries(settings: Settings, causal: bool) -> dict[str, Entry]:
     return entries
 
 
-def measure(entries: dict[str, Entry], settings: Settings, direction: str) -> list[Row]:
+def measure(entries: dict[str, Entry], settings: Settings, direction: str) -> list[LayerRow]:
     """Memory and time of the layers, which take turns.
 
     Args:
@@ -296,14 +296,14 @@ def measure(entries: dict[str, Entry], settings: Settings, direction: str) -> li
     for name, entry in entries.items():
         kind, figure = KINDS[name], figures[name]
         setting, parameters = kind.setting.format(**asdict(settings)), sum(p.numel() for p in entry.parameters)
-        row = Row(direction, kind.title, setting, parameters, **figure, goal=kind.goal)
+        row = LayerRow(direction, kind.title, setting, parameters, **figure, goal=kind.goal)
         if kind.limit is not None:
             row.met = min(row.forward_ratio, row.forward_backward_ratio) * kind.limit >= 1
         rows.append(row)
     return rows
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[LayerRow]) -> str:
     """The rows of one direction as a table in Markdown.
 
     Args:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fma_tools import decoding
-from fma_tools.decoding import Benchmark, Row, Settings
+from fma_tools.decoding import Benchmark, ContextRow, Settings
 
 SETTINGS = Settings(
     contexts=(20, 60), batch=2, heads=3, head_dim=8, cell_size=4, rank=2, kind="nested", device="cpu", dtype="float32",
@@ -46,6 +46,6 @@ def test_states_know_enough_levels(kind):
 
 
 def test_a_line_of_the_table():
-    row = Row(context=1024, fma_ms=2.0, fma_slowest_ms=3.0, fma_bytes=2**11, kv_ms=5.0, kv_bytes=2**20)
+    row = ContextRow(context=1024, fma_ms=2.0, fma_slowest_ms=3.0, fma_bytes=2**11, kv_ms=5.0, kv_bytes=2**20)
     assert str(row).split() == ["1024", "2.000", "3.000", "2.0", "5.000", "1024", "2.5x", "512x"]
     assert len(decoding.HEADER.splitlines()[1]) == len(str(row))

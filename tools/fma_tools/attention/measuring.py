@@ -24,7 +24,7 @@ TIMED_MS = 50  # of each method and pass in a round on a GPU
 
 
 @dataclass
-class Row:
+class MethodRow:
     """One method on one size; what was not measured is None.
 
     Attributes:
@@ -108,7 +108,7 @@ def event_milliseconds(run: Callable[[], object], repetitions: int, cache: torch
 class Entry:
     """A method that is measured, and its row."""
 
-    row: Row
+    row: MethodRow
     method: Method
 
     def forward(self) -> torch.Tensor:
@@ -156,7 +156,7 @@ def measure(
     settings: Settings,
     ceilings: Ceilings | None = None,
     memory: int | None = None,
-) -> list[Row]:
+) -> list[MethodRow]:
     """Check and measure the methods on one size.
 
     A method that is wrong is not timed, and one that cannot run is left out; their rows say why.
@@ -172,7 +172,7 @@ def measure(
     rows, entries, case, gate = [], [], None, None
     device = torch.device(settings.device)
     for name in methods:
-        row = Row(KINDS[name].title, list(hierarchy.grid), hierarchy.num_tokens)
+        row = MethodRow(KINDS[name].title, list(hierarchy.grid), hierarchy.num_tokens)
         rows.append(row)
         if ceilings is not None:
             row.forward_floor_ms, row.backward_floor_ms = work(name, hierarchy, settings).floors_ms(ceilings)
@@ -225,7 +225,7 @@ def _too_much(
 class _Attempt:
     """Lets a method fail without the others: its row says why. One of this project's fails the run."""
 
-    def __init__(self, row: Row, kind: Kind):
+    def __init__(self, row: MethodRow, kind: Kind):
         self.row, self.kind = row, kind
         self._warnings = warnings.catch_warnings(record=True)
 
