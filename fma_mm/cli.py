@@ -89,7 +89,7 @@ def run(parser: ArgumentParser, argv: list[str] | None, command: Callable[[Names
     Args:
         parser: the parser.
         argv: the arguments; those of the process when None.
-        command: what to do with the parsed arguments.
+        command: takes the parsed arguments.
     """
     parser.epilog = parser.epilog or "With FMA_DEBUG=1 in the environment, an error shows its traceback."
     args = parser.parse_args(argv)
@@ -158,7 +158,7 @@ def read_config(filename: str, options: dict) -> Config:
 
     Args:
         filename: where it is.
-        options: what ``--cfg-options`` says.
+        options: values by key, from ``--cfg-options``.
 
     Raises:
         CommandError: the config is missing, or an option does not fit it.

@@ -89,6 +89,7 @@ print(get_config("fma_mm::imagenet/fma2d-tiny_8xb128_in1k.py").filename)
 print(Config.fromfile("mine.py").model.head.num_classes)
 for tool in sys.argv[1:]:
     runpy.run_path(tool)
+assert Path(sys.modules["fma_tools"].__file__).parents[1] == Path(fma_mm.__file__).parents[1]
 """
     # On the contents of the wheel, not on the checkout.
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}

@@ -38,7 +38,7 @@ from fma_kernels import Hierarchy, __version__
 from fma_kernels.measure import device_name
 from fma_tools.attention.cases import KINDS
 from fma_tools.attention.floors import measure_ceilings
-from fma_tools.attention.measuring import Clock, Row, measure
+from fma_tools.attention.measuring import Clock, MethodRow, measure
 from fma_tools.attention.report import HEADER, HEADER_GPU, growth, plot, table
 from fma_tools.attention.settings import Settings
 from fma_tools.command import require_device, run, settings_of
@@ -164,7 +164,7 @@ def benchmark(words: list[str], args: argparse.Namespace) -> int:
         )
     print(f"\n{HEADER_GPU if gpu else HEADER}")
 
-    rows: list[Row] = []
+    rows: list[MethodRow] = []
     for grid in [*((n,) for n in args.sizes), *args.grids]:
         if args.time_limit is not None and time.perf_counter() - begin > args.time_limit:
             print(f"not begun after {args.time_limit:g} s: {'x'.join(map(str, grid))} and what follows")

@@ -29,7 +29,7 @@ import torch
 from fma_kernels import __version__
 from fma_kernels.measure import device_name
 from fma_tools.command import require_device, require_positive, run, settings_of
-from fma_tools.decoding import HEADER, TOLERANCE, Benchmark, Row, Settings, plot
+from fma_tools.decoding import HEADER, TOLERANCE, Benchmark, ContextRow, Settings, plot
 from fma_tools.results import write_results
 
 
@@ -101,7 +101,7 @@ def benchmark(words: list[str], args: argparse.Namespace) -> int:
         return 1
 
     print(f"\n{HEADER}")
-    rows: list[Row] = []
+    rows: list[ContextRow] = []
     for row in methods.rows():
         rows.append(row)
         print(row, flush=True)

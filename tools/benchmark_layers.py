@@ -32,7 +32,7 @@ import torch
 from fma_kernels import __version__
 from fma_kernels.measure import device_name
 from fma_tools.command import require_device, require_positive, run, settings_of
-from fma_tools.layers import DIRECTIONS, KINDS, Row, Settings, make_entries, measure, table
+from fma_tools.layers import DIRECTIONS, KINDS, LayerRow, Settings, make_entries, measure, table
 from fma_tools.results import write_results
 
 
@@ -94,7 +94,7 @@ def benchmark(words: list[str], args: argparse.Namespace) -> int:
         f"{device}; float32, batch {args.batch}, {args.tokens} tokens, {args.dim} channels, {args.heads} heads\n"
         f"torch {torch.__version__}, fma-mm {__version__}; FMA: cell {args.cell_size}, rank {args.rank}"
     )
-    rows: list[Row] = []
+    rows: list[LayerRow] = []
     for direction in args.directions:
         entries = make_entries(settings, direction == "causal")
         problems = {name: problem for name, entry in entries.items() if (problem := entry.problem())}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What models cost and what they reach: several configs side by side, under the same conditions.
+"""Costs and metrics of the models of several configs, side by side, under the same conditions.
 
     python tools/compare.py configs/imagenet/fma2d-tiny_8xb128_in1k.py configs/imagenet/swin-base_8xb128_in1k.py
     python tools/compare.py A.py B.py --iterations 1000 --batch-size 32 --out work_dirs/a_and_b
@@ -110,7 +110,7 @@ def check(args: Namespace) -> torch.device:
 
 
 def conditions_of(args: Namespace, configs: dict[str, Config], device: torch.device) -> dict:
-    """What the results depend on.
+    """The conditions that the results depend on.
 
     Args:
         args: parsed arguments.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw what Fast Multipole Attention is: what one query reads, and which level covers every pair of a sequence.
+"""Draw Fast Multipole Attention: the readings of one query, and the level that covers each pair of a sequence.
 
     python tools/draw_method.py docs/fma.png
 
@@ -9,13 +9,11 @@ The picture is read off the tables that the attention itself runs on.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from fma_kernels import Hierarchy
@@ -30,7 +28,7 @@ def cell_bounds(hierarchy: Hierarchy, level: int, cell: tuple[int, ...]) -> list
 
 
 def draw_image(axis: Axes, hierarchy: Hierarchy, query: tuple[int, int]) -> None:
-    """What one query of an image reads: squares are read as one, its near field token by token."""
+    """Readings of one query of an image: each square is read as one, the near field token by token."""
     for reading in query_readings(hierarchy, query):
         draw_boxes(axis, reading.boxes, fc=COLORS[reading.level], ec="white", lw=0.8 if reading.level else 0.4)
     axis.add_patch(Rectangle((query[1], query[0]), 1, 1, fc="black"))
@@ -39,25 +37,23 @@ def draw_image(axis: Axes, hierarchy: Hierarchy, query: tuple[int, int]) -> None
     axis.set_title(f"One query (black) of an image of {height} x {width} tokens")
 
 
+def meeting_cells(hierarchy: Hierarchy, level: int) -> Iterator[tuple[range, range]]:
+    """Queries and keys of the pairs of cells of a sequence that meet at a level; at level 0, those that touch."""
+    for cell in range(hierarchy.cell_grid(max(level, 1))[0]):
+        partners = hierarchy.interaction_list(level, (cell,)) if level else hierarchy.near_list((cell,))
+        for partner in partners:
+            queries, keys = (cell_bounds(hierarchy, max(level, 1), which)[0] for which in ((cell,), partner))
+            yield range(*queries), range(*keys)
+
+
 def draw_sequence(axis: Axes, hierarchy: Hierarchy) -> None:
-    """Which level covers each (query, key) pair of a causal sequence, and the summaries it is read through."""
+    """The level that covers each (query, key) pair of a causal sequence, and its summaries."""
     (n,) = hierarchy.grid
-    for cell in range(hierarchy.cell_grid(1)[0]):
-        ((top, bottom),) = cell_bounds(hierarchy, 1, (cell,))
-        for (near,) in hierarchy.near_list((cell,)):
-            ((left, right),) = cell_bounds(hierarchy, 1, (near,))
-            for y in range(top, bottom):
-                for x in range(left, min(right, y + 1)):
-                    axis.add_patch(Rectangle((x, y), 1, 1, fc=COLORS[0], ec="white", lw=0.2))
-    for level in hierarchy.levels:
-        side = hierarchy.cell_width(level) // hierarchy.rank
-        for cell in range(hierarchy.cell_grid(level)[0]):
-            ((top, bottom),) = cell_bounds(hierarchy, level, (cell,))
-            for (far,) in hierarchy.interaction_list(level, (cell,)):
-                ((left, right),) = cell_bounds(hierarchy, level, (far,))
-                for y in range(top, bottom):
-                    for x in range(left, right, side):
-                        axis.add_patch(Rectangle((x, y), side, 1, fc=COLORS[level], ec="white", lw=0.4))
+    for level in (0, *hierarchy.levels):
+        width = hierarchy.cell_width(level) // hierarchy.rank if level else 1
+        for queries, keys in meeting_cells(hierarchy, level):
+            for x, y in ((x, y) for y in queries for x in keys[::width] if x <= y):
+                axis.add_patch(Rectangle((x, y), width, 1, fc=COLORS[level], ec="white", lw=0.4 if level else 0.2))
     axis.set(xlim=(0, n), ylim=(n, 0), aspect="equal", xticks=[], yticks=[], xlabel="key", ylabel="query")
     axis.set_title(f"Every pair of a causal sequence of {n} tokens")
 
@@ -67,7 +63,8 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="PNG to write")
     args = parser.parse_args()
     image, sequence = Hierarchy((64, 64), 4, 2), Hierarchy((64,), 4, 2, causal=True)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 6.3), layout="constrained")
+    figure = Figure(figsize=(11, 6.3), layout="constrained")
+    axes = figure.subplots(1, 2)
     draw_image(axes[0], image, (22, 26))
     draw_sequence(axes[1], sequence)
     labels = ["near field: token by token"]

@@ -49,7 +49,7 @@ SMALL = "small"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step ended.
+    """Outcome of a step.
 
     Attributes:
         step: its name.
@@ -138,7 +138,7 @@ def run_tests(step: str, report: Path, limit_s: float, *options: str, sanitizer:
 
 
 def count_tests(report: Path) -> tuple[int, int, int]:
-    """How many tests passed, were skipped and failed, as JUnit's XML says; zeros if there is none.
+    """Numbers of tests that passed, were skipped and failed, from JUnit's XML; zeros if there is none.
 
     Args:
         report: the XML file.

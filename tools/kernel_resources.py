@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the fused kernels need of a multiprocessor, found by compiling them for it. Needs no GPU.
+"""Resources that the fused kernels need of a multiprocessor, found by compiling them for it. Needs no GPU.
 
     python tools/kernel_resources.py                                  # for sm_80 and sm_90
     python tools/kernel_resources.py --arch 90 --kernels forward,keys --cases plain

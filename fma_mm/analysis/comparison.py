@@ -33,8 +33,8 @@ WARM_UP = 2  # steps of each model before time counts
 
 
 @dataclass
-class Row:
-    """What is known about one config."""
+class ConfigRow:
+    """Costs and training of one config."""
 
     config: str
     parameters: int
@@ -70,7 +70,7 @@ class Results:
 
     Args:
         folder: where the file is or will be.
-        settings: what the rows depend on.
+        settings: the conditions that the rows depend on.
         command: the arguments, for the record.
         resume: take the rows that are there.
 
@@ -85,7 +85,7 @@ class Results:
             for key, value in json.loads(json.dumps(settings)).items():
                 if earlier["settings"].get(key) != value:
                     raise CommandError(f"--resume: the comparison in {folder} has another {key}")
-            self.rows = {name: Row(**row) for name, row in earlier["rows"].items()}
+            self.rows = {name: ConfigRow(**row) for name, row in earlier["rows"].items()}
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             hint = "" if resume else ", or --resume to go on with a comparison"
             raise CommandError(f"--out {folder}: it is there and not empty; give another folder{hint}")
@@ -100,7 +100,7 @@ class Results:
         partial.replace(self.path)
 
 
-def measure_costs(configs: dict[str, Config], *, rounds: int, seed: int, device: torch.device) -> dict[str, Row]:
+def measure_costs(configs: dict[str, Config], *, rounds: int, seed: int, device: torch.device) -> dict[str, ConfigRow]:
     """Everything but the training.
 
     Args:
@@ -128,7 +128,7 @@ def measure_costs(configs: dict[str, Config], *, rounds: int, seed: int, device:
     clocks = {name: partial(_time, configs[name], step, device) for name, step in steps.items()}
     times = take_turns(clocks, WARM_UP + rounds)
     return {
-        name: Row(config=cfg.filename, memory_mib=memory[name], step_ms=times[name][WARM_UP:], **costs[name])
+        name: ConfigRow(config=cfg.filename, memory_mib=memory[name], step_ms=times[name][WARM_UP:], **costs[name])
         for name, cfg in configs.items()
     }
 
@@ -159,7 +159,7 @@ class Record(Hook):
             runner: the runner.
             batch_idx: number of the iteration.
             data_batch: the batch.
-            outputs: what the training step returned.
+            outputs: the losses of the step.
         """
         self.losses.append(torch.as_tensor(outputs["loss"]).detach())  # its value is not waited for
         self.seconds.append(time.perf_counter() - self.start)
@@ -201,7 +201,7 @@ def train(cfg: Config, folder: Path, seed: int) -> Record:
     return record
 
 
-def table(rows: dict[str, Row]) -> str:
+def table(rows: dict[str, ConfigRow]) -> str:
     """The rows as a Markdown table.
 
     Args:
@@ -245,12 +245,12 @@ def smooth(values: list[float]) -> list[float]:
     return [statistics.fmean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
 
 
-def plot(rows: dict[str, Row], title: str, path: Path) -> None:
+def plot(rows: dict[str, ConfigRow], title: str, path: Path) -> None:
     """Draw memory and time, and the loss if there is one.
 
     Args:
         rows: the rows by name.
-        title: what stands above.
+        title: title of the picture.
         path: where to.
     """
     curves = any(row.loss for row in rows.values())

@@ -34,7 +34,7 @@ def draw_boxes(axis: Axes, boxes: Tensor, scale: int = 1, **style: Any) -> Patch
     Args:
         axis: where to draw; x are columns and y are rows.
         boxes: (m, 4), each (top, left, bottom, right).
-        scale: what one row or column measures on the axis.
+        scale: size of one row or column on the axis.
         **style: arguments of matplotlib's ``PatchCollection``.
 
     Returns:
@@ -54,7 +54,7 @@ class AttentionDrawing:
 
     Attributes:
         image: (H, W, 3) uint8 in RGB.
-        attention: what the query reads.
+        attention: readings and weights of the query.
         weights: the weights of each level, (m,).
         token_map: the weights over the tokens, (rows, columns).
         stride: side of a token in pixels.
@@ -68,7 +68,7 @@ class AttentionDrawing:
 
     @property
     def names(self) -> list[str]:
-        """What each level is called."""
+        """Names of the levels."""
         if not self.attention.hierarchy.num_levels:
             return ["all tokens"]
         return ["near field", *(f"level {reading.level}" for reading in self.attention.readings[1:])]

@@ -68,7 +68,7 @@ def read_config(path: str, options: dict) -> Config:
 
     Args:
         path: the config file.
-        options: what ``--cfg-options`` changes in it.
+        options: values by key, from ``--cfg-options``.
 
     Raises:
         CommandError: there is no such file, or it has no such model.

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmengine.dataset import pseudo_collate
@@ -133,7 +132,6 @@ def _figure(panels: int, columns: int, width: float, height: float) -> tuple[Fig
     """A figure of so many inches in width, and per row in height, and its axes without frames, row by row."""
     rows = -(-panels // columns)
     figure = Figure(figsize=(width, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)  # a canvas of its own: pyplot and its backend stay as they are
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()

@@ -252,6 +252,15 @@ def test_group_bias_off_reads_a_summary_like_a_token(attends):
     torch.testing.assert_close(problem.attention("torch"), torch.stack(expected, 2))
 
 
+@ALL
+def test_large_logits_give_finite_gradients_beside_partial_cells(attends):
+    """What lies beyond the grid has logits too, as large as any: they must not reach a gradient as 0 * infinity."""
+    problem = make_problem(Hierarchy((21,), 4, 2), attends=attends)
+    problem.tensors = [(30 * x.detach()).requires_grad_() for x in problem.tensors]
+    for mine, theirs in zip(gradients(problem, "torch"), gradients(problem, "reference"), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("grid", "causal"), [((113,), True), ((113,), False), ((19, 22), False)])
 @ALL

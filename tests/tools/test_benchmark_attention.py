@@ -15,6 +15,12 @@ def benchmark():
     return load_tool("benchmark_attention")
 
 
+@pytest.fixture
+def without_picture(benchmark, monkeypatch):
+    """The picture takes longer than a small measurement."""
+    monkeypatch.setattr(benchmark, "plot", lambda *_: None)
+
+
 SMALL = ["--heads", "1", "--head-dim", "8", "--cell-size", "8", "--rank", "2", "--cell-size-2d", "4", "--rounds", "2"]
 
 
@@ -61,6 +67,7 @@ def without_bias(right, *args, **options):
     return right(*args, **options, group_bias=False)
 
 
+@pytest.mark.usefixtures("without_picture")
 @pytest.mark.parametrize("grid", [["--sizes", "200", "--grids"], ["--sizes", "--grids", "14x20"]], ids=str)
 @pytest.mark.parametrize(
     ("mistake", "what"), [(wrong_output, "output"), (wrong_gradient, "gradient of"), (without_bias, "output")]
@@ -83,6 +90,7 @@ def test_a_wrong_result_is_not_timed(benchmark, monkeypatch, tmp_path, capsys, m
             assert method in printed.err
 
 
+@pytest.mark.usefixtures("without_picture")
 def test_methods_may_refuse_but_those_of_this_project_may_not(benchmark, monkeypatch, tmp_path, capsys):
     arguments = [*SMALL, "--sizes", "64", "--grids", "--out", str(tmp_path)]
     assert benchmark.main([*arguments, "--methods", "cudnn", "flex", "near", "fma"]) == 0
@@ -110,6 +118,7 @@ def test_methods_may_refuse_but_those_of_this_project_may_not(benchmark, monkeyp
     assert rows_of(tmp_path)[0]["reason"] == "skipped: out of memory"
 
 
+@pytest.mark.usefixtures("without_picture")
 def test_the_time_limit_keeps_what_there_is(benchmark, tmp_path, capsys):
     arguments = [*SMALL, "--sizes", "64", "128", "--methods", "sdpa", "--out", str(tmp_path)]
     begun = iter([0, 1, 50])

@@ -44,7 +44,8 @@ def test_table_json_and_plot(benchmark, tmp_path, capsys, kind):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_low_precision(benchmark, tmp_path, dtype):
+def test_low_precision(benchmark, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(benchmark, "plot", lambda *_: None)
     assert benchmark.main([*SMALL, "--dtype", dtype, "--contexts", "64", "--out", str(tmp_path)]) == 0
     assert rows_of(tmp_path)[0]["kv_bytes"] == 2 * 2 * 2 * 3 * 8 * 64
 

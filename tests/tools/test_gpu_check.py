@@ -179,8 +179,8 @@ def test_commands_run_on_compiled_kernels_and_end_in_time(check, monkeypatch, tm
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     code = (
-        "import os, sys, fma_kernels; assert 'TRITON_INTERPRET' not in os.environ; assert os.environ['EXTRA'] == '1'; "
-        f"assert os.getcwd() == {str(ROOT)!r}; sys.exit(7)"
+        "import os, sys; assert 'TRITON_INTERPRET' not in os.environ; assert os.environ['EXTRA'] == '1'; "
+        f"assert os.getcwd() == {str(ROOT)!r}; assert {str(ROOT / 'kernels')!r} in sys.path; sys.exit(7)"
     )
     assert check.run([sys.executable, "-c", code], 60, EXTRA="1") == 7
     # A process that the command started ends with it.

@@ -70,13 +70,19 @@ def run(*command: str, cache: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
+def cache(request) -> Path:
+    """Triton's cache, in that of pytest: kernels that have not changed since the last run are not compiled again."""
+    return request.config.cache.mkdir("triton")
+
+
+@pytest.fixture(scope="module")
 def tool():
     return load_tool("kernel_resources")
 
 
 @pytest.fixture(scope="module")
-def described(tmp_path_factory):
-    ended = run("-c", DESCRIBE, cache=tmp_path_factory.mktemp("cache"))
+def described(cache):
+    ended = run("-c", DESCRIBE, cache=cache)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
@@ -85,9 +91,9 @@ def described(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_shipped_kernels_keep_to_the_rules(tmp_path):
+def test_shipped_kernels_keep_to_the_rules(cache, tmp_path):
     out = tmp_path / "rows.json"
-    ended = run("-c", GATE, str(out), cache=tmp_path / "cache")
+    ended = run("-c", GATE, str(out), cache=cache)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = json.loads(out.read_text())
     assert len(ended.stdout.splitlines()) == len(rows) + 3, "a header of two lines, the rows and their number"
@@ -146,8 +152,8 @@ def test_views_compile_nothing(described):
 
 
 @pytest.mark.slow
-def test_check_fails_for_a_tiling_that_spills(tmp_path):
-    ended = run("-c", SPILL, cache=tmp_path)
+def test_check_fails_for_a_tiling_that_spills(cache):
+    ended = run("-c", SPILL, cache=cache)
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert re.search(
         r"^queries fp32 d64, sm_80: \d+ instructions move spilled registers \([1-9]\d* in a loop\), expected none$",

@@ -1,13 +1,13 @@
 """The launchers hand over what they are told, to programs that stand in for torchrun and srun; and train on CPUs."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.fairseq_commands import free_port
 from helpers.plain_training import CONFIG
 from helpers.tool_loader import TOOLS
 
@@ -82,12 +82,9 @@ def test_two_processes_on_a_cpu_train_as_one(train, tmp_path):
     config.write_text(CONFIG)
     train.main([str(config), "--work-dir", str(tmp_path / "one")])
     config.write_text(CONFIG.replace("batch_size=2", "batch_size=1"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = dict(
-        PATH=path, PYTHONPATH=f"{TOOLS.parent}:{TOOLS.parent / 'tests'}", PORT=str(port), OMP_NUM_THREADS="1"
+        PATH=path, PYTHONPATH=f"{TOOLS.parent}:{TOOLS.parent / 'tests'}", PORT=str(free_port()), OMP_NUM_THREADS="1"
     )
     command = [TOOLS / "dist_train.sh", config, "2", "--work-dir", tmp_path / "two"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)

@@ -21,7 +21,7 @@ def run(parser: ArgumentParser, args: Namespace, command: Callable[[Namespace], 
 
     Args:
         parser: the parser, whose program's name begins the line.
-        args: what it has parsed.
+        args: parsed arguments.
         command: the command.
 
     Returns:
@@ -50,7 +50,7 @@ def require_positive(parser: ArgumentParser, args: Namespace, *names: str) -> No
 
     Args:
         parser: the parser.
-        args: what it has parsed.
+        args: parsed arguments.
         *names: names of the arguments.
     """
     for name in names:

@@ -59,16 +59,16 @@ class Settings:
 
 
 @dataclass
-class Row:
+class ContextRow:
     """Both methods in one context.
 
     Attributes:
         context: tokens before the first that is timed.
         fma_ms: time per token of FMA, mean over a cell.
         fma_slowest_ms: its slowest token of a cell.
-        fma_bytes: what its state holds in this context.
+        fma_bytes: bytes of its state in this context.
         kv_ms: time per token of the key-value cache.
-        kv_bytes: what that holds in this context.
+        kv_bytes: bytes of the cache in this context.
     """
 
     context: int
@@ -141,7 +141,7 @@ class Benchmark:
         outputs = {"FMA": torch.cat(fma, 2), "KV cache": torch.cat(full, 2)}
         return {name: (outputs[name] - exact[name]).abs().max().item() for name in exact}
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[ContextRow]:
         """Fill and time the contexts, shortest first; yields a row for each."""
         settings = self.settings
         state = self.state()
@@ -163,15 +163,15 @@ class Benchmark:
                 for x in tokens[settings.kv_tokens :]:
                     cache.append(*x[1:])
             mean, slowest, kv_ms = (statistics.median(x) for x in times.values())
-            yield Row(context, mean, slowest, fma_bytes, kv_ms, kv_bytes)
+            yield ContextRow(context, mean, slowest, fma_bytes, kv_ms, kv_bytes)
 
 
-def plot(rows: list[Row], title: str, path: Path) -> None:
+def plot(rows: list[ContextRow], title: str, path: Path) -> None:
     """Draw time and memory against the context.
 
     Args:
         rows: all rows.
-        title: what was measured where.
+        title: device and settings.
         path: the PNG file.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")

@@ -25,7 +25,7 @@ TITLES = ["layer", "forward, ms", "/ FMA", "forward + backward, ms", "/ FMA", "M
 
 @dataclass(frozen=True)
 class Settings:
-    """What the layers have in common.
+    """Settings that all layers share.
 
     Attributes:
         layers: keys of :data:`KINDS`.
@@ -138,7 +138,7 @@ KINDS = {
 
 
 @dataclass
-class Row:
+class LayerRow:
     """One layer in one direction.
 
     Attributes:
@@ -152,7 +152,7 @@ class Row:
         forward_backward_ms: time of both passes.
         forward_ratio: ``forward_ms`` by FMA's.
         forward_backward_ratio: ``forward_backward_ms`` by FMA's.
-        goal: what FMA is to reach beside this layer, if anything.
+        goal: the goal of FMA beside this layer, if there is one.
         met: it does, in both times.
     """
 
@@ -206,7 +206,7 @@ class Entry:
         return torch.autograd.grad(self.layer(self.x), [self.x, *self.parameters], self.grad)
 
     def problem(self) -> str | None:
-        """What is wrong with the layer, None if nothing is."""
+        """The first problem of the layer, None if there is none."""
         out = self.forward()
         if out.shape != self.x.shape:
             return f"output.shape {tuple(out.shape)}, expected {tuple(self.x.shape)}"
@@ -246,7 +246,7 @@ def make_entries(settings: Settings, causal: bool) -> dict[str, Entry]:
     """The chosen layers that have a form in this direction, on one input.
 
     Args:
-        settings: what the layers have in common.
+        settings: the settings that all layers share.
         causal: make causal ones.
 
     Raises:
@@ -272,12 +272,12 @@ def make_entries(settings: Settings, causal: bool) -> dict[str, Entry]:
     return entries
 
 
-def measure(entries: dict[str, Entry], settings: Settings, direction: str) -> list[Row]:
+def measure(entries: dict[str, Entry], settings: Settings, direction: str) -> list[LayerRow]:
     """Memory and time of the layers, which take turns.
 
     Args:
         entries: the layers, FMA among them.
-        settings: what the layers have in common.
+        settings: the settings that all layers share.
         direction: which of :data:`DIRECTIONS` they have.
     """
     device = torch.device(settings.device)
@@ -296,14 +296,14 @@ def measure(entries: dict[str, Entry], settings: Settings, direction: str) -> li
     for name, entry in entries.items():
         kind, figure = KINDS[name], figures[name]
         setting, parameters = kind.setting.format(**asdict(settings)), sum(p.numel() for p in entry.parameters)
-        row = Row(direction, kind.title, setting, parameters, **figure, goal=kind.goal)
+        row = LayerRow(direction, kind.title, setting, parameters, **figure, goal=kind.goal)
         if kind.limit is not None:
             row.met = min(row.forward_ratio, row.forward_backward_ratio) * kind.limit >= 1
         rows.append(row)
     return rows
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[LayerRow]) -> str:
     """The rows of one direction as a table in Markdown.
 
     Args:

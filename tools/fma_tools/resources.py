@@ -35,7 +35,7 @@ class Architecture:
     programs: int = 32
 
     def resident(self, warps: int, registers: int, shared: int) -> int:
-        """How many programs it holds at a time.
+        """Number of programs that it holds at a time.
 
         Args:
             warps: warps per program.
@@ -56,7 +56,7 @@ ARCHITECTURES = {
 
 
 @dataclass(frozen=True)
-class Row:
+class KernelRow:
     """Resources of one kernel.
 
     Attributes:
@@ -102,7 +102,7 @@ class Row:
             yield f"no {limits.tensor_core}, expected products on the tensor cores"
 
 
-def compiled(case: Case, arch: int) -> Row:
+def compiled(case: Case, arch: int) -> KernelRow:
     """Compile a kernel as a launch would, with aligned pointers and strides.
 
     Args:
@@ -123,7 +123,7 @@ def compiled(case: Case, arch: int) -> Row:
     options = dict(num_warps=case.warps, num_stages=case.stages)
     kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     listing = disassembled(kernel.asm["cubin"])
-    return Row(case.name, arch, case.warps, case.tensor_cores, shared=kernel.metadata.shared, **counted(listing))
+    return KernelRow(case.name, arch, case.warps, case.tensor_cores, shared=kernel.metadata.shared, **counted(listing))
 
 
 def disassembled(cubin: bytes) -> str:
@@ -163,7 +163,7 @@ HEADER = (
 )
 
 
-def line(row: Row) -> str:
+def line(row: KernelRow) -> str:
     """A row of the table."""
     spills, resident = f"{row.spills} ({row.loop_spills})", f"{row.programs} ({row.programs * row.warps})"
     return (
@@ -173,7 +173,7 @@ def line(row: Row) -> str:
 
 
 def selected(cases: Iterable[Case], archs: list[int], kernels: list[str] | None, tier: str) -> list[tuple[Case, int]]:
-    """What to compile for which architecture, in order.
+    """The cases to compile and the architecture of each, in order.
 
     Args:
         cases: all of them.
@@ -201,7 +201,7 @@ def selected(cases: Iterable[Case], archs: list[int], kernels: list[str] | None,
     ]
 
 
-def report(chosen: list[tuple[Case, int]]) -> tuple[list[Row], list[str]]:
+def report(chosen: list[tuple[Case, int]]) -> tuple[list[KernelRow], list[str]]:
     """Compile, and print the table.
 
     Returns:

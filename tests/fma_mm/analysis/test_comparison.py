@@ -1,8 +1,8 @@
-"""Results of a comparison: what is kept, and what is printed."""
+"""Results of a comparison, in their file, in tables and pictures."""
 
 import pytest
 
-from fma_mm.analysis.comparison import Results, Row, describe, failures_of, plot, smooth, table
+from fma_mm.analysis.comparison import ConfigRow, Results, describe, failures_of, plot, smooth, table
 from fma_mm.cli import CommandError
 
 SETTINGS = dict(device="a CPU", iterations=0, batch_size=4, seed=1)
@@ -10,8 +10,8 @@ SETTINGS = dict(device="a CPU", iterations=0, batch_size=4, seed=1)
 
 @pytest.fixture
 def rows():
-    fast = Row("a.py", 2_000_000, 1_500_000_000, [3, 32, 32], 100.0, [10.0, 12.0, 11.0])
-    slow = Row("b.py", 500_000, 500_000_000, [3, 32, 32], 250.0, [33.0, 22.0, 44.0], metrics={"top1": 61.23456})
+    fast = ConfigRow("a.py", 2_000_000, 1_500_000_000, [3, 32, 32], 100.0, [10.0, 12.0, 11.0])
+    slow = ConfigRow("b.py", 500_000, 500_000_000, [3, 32, 32], 250.0, [33.0, 22.0, 44.0], metrics={"top1": 61.23456})
     return {"a": fast, "b": slow}
 
 

@@ -1,4 +1,4 @@
-"""What stands in the pictures."""
+"""Contents of the pictures."""
 
 import pytest
 import torch

@@ -7,13 +7,13 @@ import pytest
 
 from fma_tools import resources
 from fma_tools.command import CommandError
-from fma_tools.resources import Row
+from fma_tools.resources import KernelRow
 
 
 @pytest.fixture
 def row():
     """A kernel that keeps to the rules."""
-    return Row(
+    return KernelRow(
         "forward bf16",
         90,
         4,

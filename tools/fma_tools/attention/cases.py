@@ -25,7 +25,7 @@ class Kind:
 
     Attributes:
         title: its name in tables.
-        attention: what it computes: ``"full"``, ``"near"``, ``"fma"`` or ``"fma_linear"``.
+        attention: name of the attention: ``"full"``, ``"near"``, ``"fma"`` or ``"fma_linear"``.
         own: it is this project's.
     """
 
@@ -66,7 +66,7 @@ class Method:
         """Gradients of the leaves, in their order; None for one that is not used.
 
         Args:
-            out: what :attr:`run` returned.
+            out: the output of :attr:`run`.
             grad: gradient of it.
             retain_graph: the backward pass will run again.
         """
@@ -195,7 +195,7 @@ def flex(pairs: Pairs, bias: bool, compiled: bool) -> Callable[[Tensor, Tensor, 
 
 
 def work(name: str, hierarchy: Hierarchy, settings: Settings) -> Work:
-    """What a method has to do on one size, without the making of summaries.
+    """Work of a method on one size, without the making of summaries.
 
     Args:
         name: a key of :data:`KINDS`.

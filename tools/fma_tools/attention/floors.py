@@ -27,7 +27,7 @@ from fma_kernels.flops import far_pairs, near_pairs
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device can do at most.
+    """Limits of a device.
 
     Attributes:
         bytes_per_s: read and written by a copy.
@@ -48,7 +48,7 @@ def measure_ceilings(
     """Measure a large copy and a large product of square matrices.
 
     Args:
-        device: what is measured.
+        device: the device.
         dtype: of the matrices.
         clock: milliseconds that a function takes.
         copied_bytes: bytes that are copied; they are read once and written once.
@@ -67,7 +67,7 @@ def measure_ceilings(
 
 @dataclass(frozen=True)
 class Work:
-    """What an attention has to do: the N, P, M, BH, d and e of the formulas above."""
+    """Work of an attention: the N, P, M, BH, d and e of the formulas above."""
 
     tokens: int
     pairs: int
@@ -105,7 +105,7 @@ class Work:
         """The least milliseconds of the forward and of the backward pass.
 
         Args:
-            ceilings: what the device can do.
+            ceilings: limits of the device.
         """
         passes = (self.forward_bytes, self.forward_flops), (self.backward_bytes, self.backward_flops)
         return tuple(1e3 * max(b / ceilings.bytes_per_s, f / ceilings.flops_per_s) for b, f in passes)

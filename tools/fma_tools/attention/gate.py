@@ -48,7 +48,7 @@ class Gate:
         self._expected: dict[tuple[str, bool], Arrays] = {}
 
     def problem(self, kind: Kind, method: Method) -> str | None:
-        """What is wrong with a method, None if nothing is.
+        """The first problem of a method, None if there is none.
 
         Args:
             kind: which method it is.

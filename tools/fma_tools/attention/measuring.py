@@ -24,7 +24,7 @@ TIMED_MS = 50  # of each method and pass in a round on a GPU
 
 
 @dataclass
-class Row:
+class MethodRow:
     """One method on one size; what was not measured is None.
 
     Attributes:
@@ -36,8 +36,8 @@ class Row:
         forward_backward_ms: time of both together.
         forward_mib: peak of what the forward pass allocates, output included.
         forward_backward_mib: peak of what both passes allocate, output and gradients included.
-        forward_extra_mib: what ``forward_mib`` holds beyond the output.
-        forward_backward_extra_mib: what ``forward_backward_mib`` holds beyond output and gradients.
+        forward_extra_mib: the part of ``forward_mib`` beyond the output.
+        forward_backward_extra_mib: the part of ``forward_backward_mib`` beyond output and gradients.
         held_mib: inputs, output and gradients.
         forward_floor_ms: the least time of the forward pass, where the ceilings are known.
         backward_floor_ms: that of the backward pass.
@@ -90,9 +90,9 @@ def event_milliseconds(run: Callable[[], object], repetitions: int, cache: torch
     """Median time between events around a function on a GPU, after a write that flushes the second-level cache.
 
     Args:
-        run: what to time.
+        run: the function to time.
         repetitions: how often.
-        cache: what is written; larger than the cache.
+        cache: the tensor that is written, larger than the cache.
     """
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)]
     for start, end in pairs:
@@ -108,7 +108,7 @@ def event_milliseconds(run: Callable[[], object], repetitions: int, cache: torch
 class Entry:
     """A method that is measured, and its row."""
 
-    row: Row
+    row: MethodRow
     method: Method
 
     def forward(self) -> torch.Tensor:
@@ -156,7 +156,7 @@ def measure(
     settings: Settings,
     ceilings: Ceilings | None = None,
     memory: int | None = None,
-) -> list[Row]:
+) -> list[MethodRow]:
     """Check and measure the methods on one size.
 
     A method that is wrong is not timed, and one that cannot run is left out; their rows say why.
@@ -164,15 +164,15 @@ def measure(
     Args:
         hierarchy: geometry.
         methods: keys of :data:`~fma_tools.attention.cases.KINDS`.
-        settings: what they have in common.
-        ceilings: what the device can do. With it, rows have floors, and a method whose rounds take longer than the
+        settings: the settings that all methods share.
+        ceilings: limits of the device. With them, rows have floors, and a method whose rounds take longer than the
             budget at the least is left out.
         memory: bytes of the device; a method that does not fit is left out.
     """
     rows, entries, case, gate = [], [], None, None
     device = torch.device(settings.device)
     for name in methods:
-        row = Row(KINDS[name].title, list(hierarchy.grid), hierarchy.num_tokens)
+        row = MethodRow(KINDS[name].title, list(hierarchy.grid), hierarchy.num_tokens)
         rows.append(row)
         if ceilings is not None:
             row.forward_floor_ms, row.backward_floor_ms = work(name, hierarchy, settings).floors_ms(ceilings)
@@ -225,7 +225,7 @@ def _too_much(
 class _Attempt:
     """Lets a method fail without the others: its row says why. One of this project's fails the run."""
 
-    def __init__(self, row: Row, kind: Kind):
+    def __init__(self, row: MethodRow, kind: Kind):
         self.row, self.kind = row, kind
         self._warnings = warnings.catch_warnings(record=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from .cases import KINDS
-from .measuring import Row
+from .measuring import MethodRow
 
 WIDTH = 24
 COLORS = {"sdpa": "C7", "flash": "C7", "cudnn": "C8", "fma": "C0", "linear": "C1", "flex": "C2", "near": "C3"}
@@ -22,7 +22,7 @@ HEADER_GPU = (
 )
 
 
-def table(rows: list[Row], gpu: bool = False) -> str:
+def table(rows: list[MethodRow], gpu: bool = False) -> str:
     """The rows of one size; times as multiples of the fastest SDPA's beside the milliseconds.
 
     Args:
@@ -33,7 +33,7 @@ def table(rows: list[Row], gpu: bool = False) -> str:
     return "\n".join(_line(row, full, gpu) for row in rows)
 
 
-def _line(row: Row, full: list[Row], gpu: bool) -> str:
+def _line(row: MethodRow, full: list[MethodRow], gpu: bool) -> str:
     size = f"{'x'.join(map(str, row.grid)):>9}"
     if row.reason is not None:
         return f"{size} {row.method:<{WIDTH}}{row.reason}"
@@ -61,7 +61,7 @@ def _line(row: Row, full: list[Row], gpu: bool) -> str:
     )
 
 
-def growth(rows: list[Row], method: str) -> list[tuple[str, float, float]]:
+def growth(rows: list[MethodRow], method: str) -> list[tuple[str, float, float]]:
     """Factor in time from each sequence length to the next where that is two or four times as long.
 
     Args:
@@ -76,12 +76,12 @@ def growth(rows: list[Row], method: str) -> list[tuple[str, float, float]]:
     ]
 
 
-def plot(rows: list[Row], title: str, path: Path) -> None:
+def plot(rows: list[MethodRow], title: str, path: Path) -> None:
     """Draw times and memory against the number of tokens.
 
     Args:
         rows: all rows; those without figures are left out.
-        title: what was measured where.
+        title: device and settings.
         path: the PNG file.
     """
     figure = Figure(figsize=(13, 4), layout="constrained")

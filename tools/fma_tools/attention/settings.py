@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """What all methods have in common.
+    """Settings that all methods share.
 
     Attributes:
         batch: sequences.

@@ -1,4 +1,4 @@
-"""How well a trained model predicts, by the place of a token in its context."""
+"""Bits per token of a trained model, by the place of a token in its context."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def reading(source: str) -> Iterator[None]:
     """Turn the many errors of a damaged archive into one.
 
     Args:
-        source: what is read, for the message.
+        source: name of the archive, for the message.
 
     Raises:
         CommandError: reading failed because of what was read.

@@ -7,7 +7,7 @@ fairseq makes its end-of-sentence token of. The text ends with one more end of a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from io import BufferedReader, RawIOBase
 from pathlib import Path
@@ -56,8 +56,8 @@ def decode(text: IO[bytes]) -> Iterator[bytes]:
     while lines := text.readlines(CHUNK):
         try:
             yield joint + b"\n".join(bytes(map(VALUES.__getitem__, line.split())) for line in lines)
-        except KeyError:
-            raise CommandError("expected the decimal values of bytes, joined by spaces") from None
+        except KeyError as error:
+            raise CommandError("expected the decimal values of bytes, joined by spaces") from error
         joint = b"\n"
 
 
@@ -132,7 +132,7 @@ def split_members(text: Member) -> Iterator[Member]:
 
 
 def text_problems(root: Path, size: int, sha256: str) -> Iterator[str]:
-    """What is wrong with the files of :func:`split_members` in a folder; nothing if they stand for the text.
+    """Problems of the files of :func:`split_members` in a folder; none if they stand for the text.
 
     Args:
         root: the folder.
@@ -142,13 +142,9 @@ def text_problems(root: Path, size: int, sha256: str) -> Iterator[str]:
     problems, digest = [], hashlib.sha256()
     with progress(f"{root}: checking the text", size) as advance:
         for split, expected in split_sizes(size).items():
-            path, found = root / f"{split}.txt", 0
+            path = root / f"{split}.txt"
             try:
-                with path.open("rb") as file:
-                    for chunk in decode(file):
-                        digest.update(chunk)
-                        found += len(chunk)
-                        advance(len(chunk))
+                found = _decode_file(path, digest.update, advance)
             except FileNotFoundError:
                 problems.append(f"{path}: no such file")
             except CommandError as error:
@@ -159,3 +155,14 @@ def text_problems(root: Path, size: int, sha256: str) -> Iterator[str]:
     if not problems and digest.hexdigest() != sha256:
         problems.append(f"{root}: another text, with SHA-256 {digest.hexdigest()}, expected {sha256}")
     yield from problems
+
+
+def _decode_file(path: Path, take: Callable[[bytes], object], advance: Callable[[int], None]) -> int:
+    """Hand over the bytes that a file stands for, in pieces, with their numbers; the number of all."""
+    count = 0
+    with path.open("rb") as file:
+        for chunk in decode(file):
+            take(chunk)
+            count += len(chunk)
+            advance(len(chunk))
+    return count

@@ -40,14 +40,14 @@ class Dataset(ABC):
 
     @abstractmethod
     def problems(self, root: Path) -> Iterator[str]:
-        """What is wrong with the data set in a folder; nothing if it can be trained on.
+        """Problems of the data set in a folder; none if it can be trained on.
 
         Args:
             root: the folder.
         """
 
     def remarks(self, root: Path) -> Iterator[str]:
-        """What to say of the data set in a folder when nothing is wrong with it, in lines.
+        """Remarks on a data set that has no problems, in lines.
 
         Args:
             root: the folder.

@@ -84,7 +84,7 @@ class ImageNet(Dataset):
                 yield from self._folder_problems(folder, images, num_images)
 
     def _listing_problems(self, listing: Path, folder: Path, images: set[str], num_images: int) -> Iterator[str]:
-        """What is wrong where the images and their labels are listed in a file."""
+        """Problems of images that are listed in a file, with their labels."""
         listed = [line.rpartition(" ") for line in listing.read_text(errors="replace").splitlines()]
         if len(listed) != num_images:
             yield f"{listing}: {len(listed):,} lines, expected {num_images:,}"
@@ -95,7 +95,7 @@ class ImageNet(Dataset):
             yield f"{folder}: {len(absent):,} images of {listing} are missing: {some(absent)}"
 
     def _folder_problems(self, folder: Path, images: set[str], num_images: int) -> Iterator[str]:
-        """What is wrong where there is a folder per class."""
+        """Problems of images in a folder per class."""
         classes = {path.name for path in os.scandir(folder) if path.is_dir()}
         images = {image for image in images if "/" in image}
         if len(classes) != self.num_classes:

@@ -1,4 +1,4 @@
-"""How far a long piece of work has come."""
+"""Progress of a long piece of work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Say what is done now and, on a terminal, how much of it is done.
 
     Args:
-        description: what is done.
+        description: name of the work.
         total: bytes to go through.
 
     Yields:

@@ -84,7 +84,7 @@ def find_sources(library: Path) -> list[Path]:
 
 
 def read_description(root: Path) -> dict[str, str | int]:
-    """What ``stdlib.json`` says of the text in a folder: ``python``, ``files``, ``bytes`` and ``sha256``.
+    """The description of the text in a folder, ``stdlib.json``: ``python``, ``files``, ``bytes`` and ``sha256``.
 
     Args:
         root: the folder.
@@ -96,8 +96,8 @@ def read_description(root: Path) -> dict[str, str | int]:
     try:
         about = json.loads(path.read_bytes())
         types = {key: type(value) for key, value in about.items()}
-    except FileNotFoundError:
-        raise CommandError(f"{path}: no such file") from None
+    except FileNotFoundError as error:
+        raise CommandError(f"{path}: no such file") from error
     except (ValueError, AttributeError):
         types = {}
     if types != {"python": str, "files": int, "bytes": int, "sha256": str}:

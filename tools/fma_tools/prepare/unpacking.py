@@ -113,5 +113,5 @@ def locked(out: Path) -> Iterator[None]:
                 yield
             finally:
                 path.unlink(missing_ok=True)
-    except Timeout:
-        raise CommandError(f"{out}: another process is unpacking into it") from None
+    except Timeout as error:
+        raise CommandError(f"{out}: another process is unpacking into it") from error

@@ -259,7 +259,8 @@ def _backward(call: _BlockCall, grad_out: Tensor, grad_lse: Tensor, out: Tensor,
             grad_keys[i].index_add_(0, index.flatten(), grad.view(index.numel(), -1))
             torch.baddbmm(dq, ds, k, beta=0 if i == 0 else 1, alpha=scale, out=dq)
         if call.carry is not None:
-            weight = (call.carry_lse[chunk][:, call.sub_block] - lse[chunk]).exp_()
+            # At most 1, as the carry is a part of the whole; beyond the grid, where lse is 0, it could be infinite.
+            weight = (call.carry_lse[chunk][:, call.sub_block] - lse[chunk]).clamp_(max=0).exp_()
             gain = (go * call.carry[chunk][:, call.sub_block]).sum(-1, keepdim=True) - delta
             grad_carry[0][chunk] = call.sub_block_sum @ (weight * go)
             grad_carry[1][chunk] = call.sub_block_sum @ (weight * gain)

@@ -1,4 +1,4 @@
-"""What is measured on a GPU, and what is not measured at all."""
+"""Measurements on a GPU, and methods that are not measured at all."""
 
 import warnings
 from dataclasses import replace
@@ -11,7 +11,7 @@ from fma_kernels import Hierarchy
 from fma_tools.attention import measuring
 from fma_tools.attention.cases import KINDS
 from fma_tools.attention.floors import Ceilings
-from fma_tools.attention.measuring import Row
+from fma_tools.attention.measuring import MethodRow
 from fma_tools.attention.settings import Settings
 
 SETTINGS = Settings(batch=1, heads=1, head_dim=8, dtype="bfloat16", rounds=2)
@@ -60,7 +60,7 @@ def test_what_takes_too_long_or_too_much_is_skipped(monkeypatch):
 
 def test_the_backward_pass_is_timed_alone_and_again(make_case):
     case = make_case(Hierarchy((100,), 8, 2))
-    entry = measuring.Entry(Row("FMA", [100], 100), case.method("fma"))
+    entry = measuring.Entry(MethodRow("FMA", [100], 100), case.method("fma"))
     ran = []
 
     def clock(run):
@@ -98,7 +98,7 @@ def test_events_enclose_the_work_and_not_the_flush(monkeypatch):
 
 
 def test_sdpas_warnings_say_why_it_refuses():
-    row = Row("SDPA (flash)", [64], 64)
+    row = MethodRow("SDPA (flash)", [64], 64)
     with measuring._Attempt(row, KINDS["flash"]):
         warnings.warn("Flash attention only supports sm80. (Triggered internally at sdp_utils.cpp:1.)", stacklevel=1)
         raise RuntimeError("No available kernel. Aborting execution.")

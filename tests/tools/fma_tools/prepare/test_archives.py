@@ -1,4 +1,4 @@
-"""What an archive may hold, and what is said of those that did not arrive whole."""
+"""Contents of archives, and archives that did not arrive whole."""
 
 import io
 import shutil

@@ -1,4 +1,4 @@
-"""What is seen of the progress: a bar on a terminal, a line elsewhere."""
+"""Progress is a bar on a terminal, and a line elsewhere."""
 
 import io
 import sys
