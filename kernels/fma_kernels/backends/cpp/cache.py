@@ -39,23 +39,17 @@ def keep(name: str, make: Callable[[Path], bytes]) -> Path:
     Raises:
         OSError: no folder can be written to; or what ``make`` raises.
     """
-    folders, reasons = [], []
+    reasons = []
     for candidate in _candidates():
         try:
-            folders.append(_safe(candidate))
+            path = _safe(candidate) / name
+            if not _is_whole(path):  # a folder that has the file need not be writable
+                _make_once(path, make)
+            return path
         except OSError as error:
-            reasons.append(f"{candidate}: {error.strerror}")
-    if os.environ.get(FOLDER) and reasons:
-        _logger.warning("%s is not used: %s", FOLDER, reasons[0])
-    for folder in folders:  # a folder that has the file need not be writable
-        if _is_whole(folder / name):
-            return folder / name
-    for folder in folders:
-        try:
-            _make_once(folder / name, make)
-            return folder / name
-        except OSError as error:
-            reasons.append(f"{folder}: {error.strerror or error}")
+            reasons.append(f"{candidate}: {error.strerror or error}")
+            if os.environ.get(FOLDER) and len(reasons) == 1:
+                _logger.warning("%s is not used: %s", FOLDER, reasons[0])
     raise OSError(f"no folder can keep the compiled CPU kernels ({'; '.join(reasons)})")
 
 
