@@ -27,6 +27,12 @@ mkdir "$work/empty"
 import torch
 from fma_kernels import FMAttention
 print(FMAttention(64, num_heads=4, cell_size=4, ndim=2)(torch.rand(1, 320, 64), (16, 20)).shape)"
+    if command -v g++ >/dev/null && grep -qsw avx2 /proc/cpuinfo; then
+        FMA_CACHE_DIR="$work/cache" "$python" -c "
+import torch
+from fma_kernels import fma
+print('CPU kernels from the sources of the wheel:', fma(*torch.rand(3, 1, 4, 320, 16), cell_size=16, backend='cpp').shape)"
+    fi
     if "$python" -c "import fma_mm" 2>error.txt; then
         echo "fma_mm is imported without mmengine" >&2
         exit 1
