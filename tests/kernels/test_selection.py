@@ -66,3 +66,10 @@ def test_auto_says_once_why_it_falls_back(caplog, monkeypatch):
     ]
     OnGPU.dtype = torch.float16
     assert selection.choose("fma_attention", "auto", OnGPU()) == "triton"
+
+
+def test_functions_are_marked_as_pytorch_marks_them():
+    def one(): ...
+    def another(): ...
+
+    assert vars(selection.constant(one)) == vars(torch.compiler.assume_constant_result(another)) != {}
