@@ -47,9 +47,9 @@ def threads() -> int:
 
 def processor_flags() -> str:
     """The instruction sets of the processor, as Linux names them, in order."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
+    with suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("flags"):  # the other processors have them, too
                 return " ".join(sorted(line.partition(":")[2].split()))
     return ""
 
