@@ -117,6 +117,8 @@ def load_config(args: Namespace) -> Config:
     """
     cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
+    if args.launcher == "pytorch" and "RANK" not in os.environ:
+        raise CommandError("--launcher pytorch: expected torchrun to start the processes, as tools/dist_train.sh does")
     if args.launcher != "none" and not has_accelerator():
         if args.launcher != "pytorch":
             raise CommandError(

@@ -11,7 +11,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_plain_pytorch_example_is_two_lines_that_run():
-    one_call, more = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "fma_kernels" in block]
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    one_call, more = [block for block in blocks if "fma_kernels" in block]
     assert len(one_call.splitlines()) == 2
     names = {}
     exec(one_call, names)

@@ -156,7 +156,8 @@ SEGMENTOR = dict(
 @pytest.fixture
 def launched(train, tmp_path, monkeypatch):
     """The config of a process that torchrun has started: launched(accelerator, **config)."""
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
 
     def launched(accelerator: bool, **config: object) -> Config:
         monkeypatch.setattr(cli, "has_accelerator", lambda: accelerator)

@@ -44,10 +44,12 @@ def test_fairseq_is_not_installed(monkeypatch):
 
 #: Run where fairseq is imported and the plugin is not, with ``folder`` and ``send``.
 INSTALLED = """
+import importlib.util
 import sys
-sys.path.insert(0, folder)
 sys.modules.update(fma_mm=None, mmengine=None)
-import lm
+spec = importlib.util.spec_from_file_location("lm", folder + "/lm/__init__.py")
+lm = sys.modules["lm"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lm)
 from argparse import Namespace
 from fairseq import models, tasks, utils
 def registered():

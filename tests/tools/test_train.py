@@ -21,6 +21,7 @@ def config_of(train, config, *arguments):
     [
         (["none.py"], "config none.py: no such file"),
         (["{config}", "--launcher", "torchrun"], "argument --launcher: invalid choice: 'torchrun'"),
+        (["{config}", "--launcher", "pytorch"], "--launcher pytorch: expected torchrun to start the processes"),
         (["{config}", "--launcher", "mpi"], "--launcher mpi: needs a GPU and this machine has none"),
         (["{config}", "--launcher", "slurm"], "--launcher slurm: needs a GPU and this machine has none"),
         (["{config}", "--amp"], "--amp: training in mixed precision needs a GPU"),
@@ -36,6 +37,7 @@ def config_of(train, config, *arguments):
 )
 def test_mistakes(train, classifier, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(cli, "has_accelerator", lambda: False)
+    monkeypatch.delenv("RANK", raising=False)
     monkeypatch.chdir(classifier.parent)
     assert re.match(message, error_of(train.main, capsys, *(a.format(config=classifier) for a in arguments)))
 
