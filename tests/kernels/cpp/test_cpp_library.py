@@ -44,6 +44,11 @@ GNU = "g++ (stand-in)\\nCopyright (C) 2022 Free Software Foundation, Inc."
 
 
 @pytest.fixture(scope="session")
+def compiled() -> None:
+    """Nothing that the other tests need: these make machines of their own, most of them without kernels."""
+
+
+@pytest.fixture(scope="session")
 def small_library(tmp_path_factory) -> Path:
     """A library that answers like that of the kernels, compiled in no time."""
     if not shutil.which("g++"):
@@ -476,6 +481,17 @@ def test_language_and_temporary_files_are_the_compilers_own(working, small_libra
 
 
 # ---------------------------------------------------------------------- threads and processes, with the kernels
+
+
+def test_a_machine_that_can_have_the_kernels_has_them():
+    """Their tests are skipped where there are none, which must not hide an error in the sources."""
+    if os.environ.get(library.SWITCH) == "0" or not {*library.processor_flags().split()} >= library.INSTRUCTIONS:
+        pytest.skip("not here")
+    try:
+        compiler.find()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    assert isinstance(library.load(), ctypes.CDLL), library.load()
 
 
 def outputs() -> list[torch.Tensor]:
