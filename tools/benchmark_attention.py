@@ -100,7 +100,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype", choices=["float32", "float16", "bfloat16"], help="default float32, on a GPU bfloat16"
     )
     parser.add_argument(
-        "--backend", choices=["auto", "triton", "torch"], help="of FMA; default auto, on a GPU triton, without fallback"
+        "--backend", choices=["auto", "triton", "cpp", "torch"],
+        help="of FMA; default auto, on a GPU triton, without fallback",
     )
     parser.add_argument("--threads", type=int, default=min(2, torch.get_num_threads()), help="CPU threads")
     parser.add_argument("--rounds", type=int, help="timed rounds, of which the median counts; default 7, on a GPU 5")

@@ -2,9 +2,8 @@
 
 As everywhere in PyTorch, one multiply-add counts as two, and only the products of matrices and weights count: not the
 softmax, and not the merging of partial results. An attention counts the pairs that it reads, whatever the padding of
-partial cells or a mask; a contraction counts the grid that it is given, zeros beyond the edge included. The fused
-summaries count every input of every cell for each of its summaries, zeros included: as much as contractions on one
-axis, and all axes at once where contractions go axis by axis.
+partial cells or a mask. Summaries count as contractions, axis by axis and level by level, of grids with the zeros
+beyond the edge. So a model counts the same with every backend; the fused kernels work on all axes of a cell at once.
 """
 
 from __future__ import annotations
@@ -124,20 +123,25 @@ def _contract_backward(grad, x, weight, axis, **_) -> int:
     return 2 * 2 * math.prod(x) * weight[1]  # the gradients of the grid and of the weight
 
 
-def _pool_product(x: Sequence[int], weight: Sequence[int], upper: Sequence[int], geometry: tuple) -> int:
+def _pool_product(x: Sequence[int], geometry: tuple) -> int:
     """FLOPs of one pass over the inputs of the cells of all levels."""
     hierarchy, windows = Hierarchy.unpack(*geometry[:4]), geometry[4]
-    # With windows every summary is a cell of its own.
-    cells = [size if windows else size // hierarchy.rank**hierarchy.ndim for size in hierarchy.level_sizes]
-    products = cells[0] * math.prod(weight[1:-1]) + sum(cells[1:]) * math.prod(upper[2:-1])
-    return 2 * x[0] * x[1] * x[3] * products
+    outputs = 1 if windows else hierarchy.rank  # of a block along one axis
+    total = 0
+    for level in hierarchy.levels:
+        below = hierarchy.cell_size if level == 1 else 2 * hierarchy.rank
+        shape = [cells * below for cells in hierarchy.cell_grid(level)]
+        for axis in reversed(range(hierarchy.ndim)):
+            total += math.prod(shape) * outputs
+            shape[axis] = hierarchy.summary_grid(level)[axis]
+    return 2 * x[0] * x[1] * x[3] * total
 
 
 @register_flop_formula(torch.ops.fma_kernels.pool)
 def _pool(x, weight, upper, mask, *geometry, **_) -> int:
-    return _pool_product(x, weight, upper, geometry)
+    return _pool_product(x, geometry)
 
 
 @register_flop_formula(torch.ops.fma_kernels.pool_backward)
 def _pool_backward(grad, x, weight, upper, mask, sums, *geometry, **_) -> int:
-    return 2 * _pool_product(x, weight, upper, geometry)  # the gradients of the inputs and of the weights
+    return 2 * _pool_product(x, geometry)  # the gradients of the inputs and of the weights

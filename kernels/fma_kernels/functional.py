@@ -162,11 +162,12 @@ def fma_attention(
         dropout_p: probability to drop an attention weight, 0 <= p < 1. Applied whenever it is not 0, to the weights of
             and on global tokens too. With query summaries, the tokens of a sub-block share what is dropped.
         return_lse: return the log-sum-exp of the logits as well. Two results over different keys are merged by it.
-        backend: ``"triton"`` (fused kernels: float32, float16 and bfloat16 on a CUDA GPU, head dimensions 16 to 128;
-            on a CPU under ``TRITON_INTERPRET=1``), ``"torch"`` (blockwise, any device), ``"reference"`` (the dense
-            definition, O(N^2)) or ``"auto"``: the fused kernels on a CUDA GPU, else ``"torch"``. Where the kernels
-            cannot run on a GPU, the logger ``fma_kernels`` says once why. All but ``"reference"`` accumulate float16
-            and bfloat16 in float32.
+        backend: ``"triton"`` (fused kernels for CUDA GPUs, head dimensions 16 to 128; on a CPU under
+            ``TRITON_INTERPRET=1``), ``"cpp"`` (fused kernels for CPUs, head dimensions to 256, without dropout;
+            compiled at first use), ``"torch"`` (blockwise, any device and dtype), ``"reference"`` (the dense
+            definition, O(N^2)) or ``"auto"``: the fused kernels of the device, else ``"torch"``. The fused kernels take
+            float32, float16 and bfloat16. Where they cannot run, ``"auto"`` takes ``"torch"``, and the logger
+            ``fma_kernels`` says once why. All but ``"reference"`` accumulate float16 and bfloat16 in float32.
 
     Returns:
         (B, H, G + N, d) in the dtype of ``query``; zeros for a query that reads nothing. With ``return_lse`` also

@@ -194,9 +194,9 @@ def aggregate(
         key_padding_mask: (B, N) bool, True = ignore the token.
         queries: make the query summaries of FMA-linear; on a causal hierarchy these look backwards only and need a
             basis with ``causal_queries=True``.
-        backend: ``"triton"`` (fused kernels that read ``x`` once for all levels; no ``direct`` bases), ``"torch"``
-            (level by level, any device) or ``"auto"`` (the fastest that runs). ``"reference"`` is the same as
-            ``"torch"``. Both accumulate float16 and bfloat16 in float32 where the weights are in float32; the fused
+        backend: ``"triton"`` and ``"cpp"`` (fused kernels that read ``x`` once for all levels; no ``direct`` bases),
+            ``"torch"`` (level by level, any device) or ``"auto"`` (the fastest that runs). ``"reference"`` is the same
+            as ``"torch"``. All accumulate float16 and bfloat16 in float32 where the weights are in float32; the fused
             kernels always do.
 
     Returns:

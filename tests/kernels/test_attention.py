@@ -453,7 +453,7 @@ GOOD = dict(scale=None, group_bias=True, key_padding_mask=None, dropout_p=0.0, b
         (dict(key_padding_mask=torch.zeros(2, 39, dtype=torch.bool)), r"key_padding_mask.shape=\(2, 39\)"),
         (dict(key_padding_mask=torch.zeros(2, 40)), "key_padding_mask.dtype=torch.float32"),
         (dict(dropout_p=1.0), "dropout_p=1.0"),
-        (dict(backend="fast"), "backend='fast'.*auto, triton, torch, reference"),
+        (dict(backend="fast"), "backend='fast'.*auto, triton, cpp, torch, reference"),
         (dict(hierarchy=(40,)), "hierarchy=.*a Hierarchy"),
     ],
 )

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from fma_kernels import FMAttention, Hierarchy
+from fma_kernels.backends import selection
 from fma_kernels.flops import attend_pairs, far_pairs, near_pairs
 
 OPS = torch.ops.fma_kernels
@@ -43,14 +44,17 @@ CASES = [
 
 @pytest.mark.parametrize("attention", ["near", "fma", "fma_linear"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_module(case, attention):
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_module(case, attention, backend):
     """A whole module, forward and backward: batch 3, 2 heads of 4, a bias here and there."""
     hierarchy = Hierarchy(**case)
     module = FMAttention(
         8, 2, cell_size=hierarchy.cell_size, rank=hierarchy.rank, ndim=hierarchy.ndim, causal=hierarchy.causal,
-        attention=attention, num_levels=hierarchy.num_levels,
+        attention=attention, num_levels=hierarchy.num_levels, backend=backend,
     )  # fmt: skip
     x = torch.rand(3, hierarchy.num_tokens, 8, requires_grad=True)
+    if backend == "cpp" and selection.why_not_cpp(x[:, None]):
+        pytest.skip("no CPU kernels here")
     with FlopCounterMode(display=False) as forward:
         out = module(x, hierarchy.grid)
     with FlopCounterMode(display=False) as backward:
@@ -79,8 +83,9 @@ def test_module(case, attention):
             for n in hierarchy.cell_grid(level)
         )
         made += windows if hierarchy.causal else made // 2
-    assert forward.pop(OPS.contract) == 2 * 3 * 8 * made
-    assert backward.pop(OPS.contract_backward) == 2 * 2 * 3 * 8 * made
+    summaries, gradients = dict(torch=(OPS.contract, OPS.contract_backward), cpp=(OPS.pool, OPS.pool_backward))[backend]
+    assert forward.pop(summaries) == 2 * 3 * 8 * made
+    assert backward.pop(gradients) == 2 * 2 * 3 * 8 * made
     assert not forward and not backward
 
 

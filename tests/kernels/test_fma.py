@@ -118,7 +118,7 @@ def test_autocast_takes_inputs_of_several_dtypes():
         (dict(key_basis=SummaryBasis(2, 3, 8)), "basis.cell_size=8: expected 4"),
         (dict(key_basis=SummaryBasis(1, 3, 4)), "basis.num_heads=1: expected 2"),
         (dict(dropout_p=1), "dropout_p=1: expected a probability"),
-        (dict(backend="cuda"), "backend='cuda': expected one of auto, triton, torch, reference"),
+        (dict(backend="cuda"), "backend='cuda': expected one of auto, triton, cpp, torch, reference"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(change, message):

@@ -11,6 +11,7 @@ from fma_kernels.backends import selection
 pytest.importorskip("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+
 def inputs(dtype=torch.float32, dim=16, device=DEVICE):
     hierarchy = Hierarchy((40,), 8, 2)
     lengths = (40, 40, 40, *[hierarchy.num_summaries] * 2)
@@ -44,11 +45,35 @@ def test_names_an_absent_or_old_triton(monkeypatch):
     clear_caches()
 
 
-def test_auto_stays_with_pytorch_on_a_cpu(caplog):
+def test_auto_takes_the_kernels_of_a_cpu_where_they_run(caplog, monkeypatch):
     x = inputs(device="cpu")
+    monkeypatch.setattr(selection, "why_not_cpp", lambda x: None)
+    with caplog.at_level(logging.WARNING, "fma_kernels"):
+        assert selection.choose("fma_attention", "auto", x[0]) == "cpp"
+        assert selection.choose("fma_attention", "torch", x[0]) == "torch"
+    assert not caplog.records
+    monkeypatch.setattr(selection, "why_not_cpp", lambda x: "no GNU C++ compiler is found")
     with caplog.at_level(logging.WARNING, "fma_kernels"):
         assert torch.equal(fma_attention(*x), fma_attention(*x, backend="torch"))
-    assert not caplog.records
+        fma_attention(*x)
+    assert [record.getMessage() for record in caplog.records] == [
+        "fma_attention runs without the fused kernels: no GNU C++ compiler is found"
+    ]
+
+
+def test_reasons_of_an_operation_stand_against_the_kernels_that_they_concern(monkeypatch):
+    x = inputs(device="cpu")[0]
+    monkeypatch.setattr(selection, "why_not_cpp", lambda x: None)
+    monkeypatch.setattr(selection, "why_not_triton", lambda x: None)
+    for backend, options, chosen in [
+        ("auto", dict(cpp="it drops weights"), "torch"),
+        ("triton", dict(cpp="it drops weights"), "triton"),
+        ("auto", dict(reason="of weights of its own"), "torch"),
+    ]:
+        assert selection.choose("fma_attention", backend, x, **options) == chosen
+    for backend, options in [("cpp", dict(cpp="it drops")), ("triton", dict(reason="of")), ("cpp", dict(reason="of"))]:
+        with pytest.raises(ValueError, match=f"backend='{backend}': expected another one for aggregate"):
+            selection.choose("aggregate", backend, x, **options)
 
 
 def test_auto_says_once_why_it_falls_back(caplog, monkeypatch):

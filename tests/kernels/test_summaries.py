@@ -176,7 +176,7 @@ def test_bad_basis_is_refused(arguments, message):
         (dict(basis=SummaryBasis(2, 3, 4, 2, kind="direct", num_levels=2)), "basis.num_levels=2.*at least 3"),
         (dict(key_padding_mask=torch.zeros(2, 64, dtype=torch.bool)), r"key_padding_mask.shape=\(2, 64\)"),
         (dict(basis=SummaryBasis(2, 3, 4, 2).to("meta")), "basis=.*meta.*cpu"),
-        (dict(backend="fast"), "backend='fast'.*auto, triton, torch, reference"),
+        (dict(backend="fast"), "backend='fast'.*auto, triton, cpp, torch, reference"),
     ],
 )
 def test_bad_input_is_refused_by_name(change, message):

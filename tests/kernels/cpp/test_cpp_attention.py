@@ -10,7 +10,7 @@ from helpers.tensors import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fma_kernels import FMAttention, Hierarchy, fma, fma_attention
+from fma_kernels import FMAttention, Hierarchy, SummaryBasis, fma, fma_attention, ops, summaries
 from fma_kernels.backends.cpp import attention as fused
 from fma_kernels.backends.cpp import library
 from fma_kernels.backends.level_pass import LevelPass
@@ -100,9 +100,9 @@ def test_awkward_shapes(shape, masked, attends):
 def test_low_precision_rounds_inputs_and_results_alone(dtype, attends):
     problem = make_problem(Hierarchy((19, 22), 4, 2), attends=attends, dim=16)
     tokens = [x.detach().to(dtype) for x in problem.tensors]
-    summaries = [random(2, 2, problem.hierarchy.num_summaries, 16, seed=i).to(dtype) for i in range(3)]
-    far = [None, None] if attends == "near" else summaries[1:]
-    query = dict(query_summaries=summaries[0]) if attends == "fma_linear" else {}
+    made = [random(2, 2, problem.hierarchy.num_summaries, 16, seed=i).to(dtype) for i in range(3)]
+    far = [None, None] if attends == "near" else made[1:]
+    query = dict(query_summaries=made[0]) if attends == "fma_linear" else {}
     out = fma_attention(*tokens, *far, problem.hierarchy, backend="cpp", **query)
     wide = [None if x is None else x.double() for x in (*tokens, *far)]
     query = {name: x.double() for name, x in query.items()}
@@ -183,6 +183,20 @@ def test_extra_memory_is_scratch_alone():
 
     results = sum(x.nbytes for x in (*tokens, *far, grad)) / 2**20  # gradients and the output
     assert results <= peak_mib(step, torch.device("cpu")) <= 1.05 * results
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+def test_the_operators_keep_their_contract(masked):
+    """Schema, shapes, strides and dtypes under tracing, gradients: PyTorch's own checks."""
+    hierarchy = Hierarchy((40,), 8, 2)
+    x = [torch.randn(1, 2, 40, 16, requires_grad=True) for _ in range(3)]
+    far = [torch.randn(1, 2, hierarchy.num_summaries, 16, requires_grad=True) for _ in range(3)]
+    mask = torch.arange(40)[None] % 3 == 0 if masked else None
+    for of_levels in (far, [None, *far[1:]], [None] * 3):
+        inputs = (*x, *of_levels, mask, None, *hierarchy.pack(), 0.5, True, 0.0, "cpp")
+        torch.library.opcheck(ops.attention._attend, inputs)
+    weights = [w.detach().requires_grad_() for w in summaries._cell_weights(SummaryBasis(2, 16, 8, 2), hierarchy, x[0])]
+    torch.library.opcheck(ops.pooling._pool, (x[0], *weights, mask, *hierarchy.pack(), False, True, "cpp"))
 
 
 @ALL

@@ -105,8 +105,9 @@ def test_direct_bases_are_refused():
     assert torch.equal(aggregate(x, basis, hierarchy), aggregate(x, basis, hierarchy, backend="torch"))
 
 
-def test_flops_are_those_of_the_sums():
-    problem, counts = Problem((113,), 16, 4, {}, False), {}
+@pytest.mark.parametrize("name", ["sequence", "image", "volume", "causal queries"])
+def test_flops_are_those_of_contractions(name):
+    problem, counts = Problem(*SHAPES[name], False), {}
     for backend in ("cpp", "torch"):
         with FlopCounterMode(display=False) as counter:
             problem.run(backend)
