@@ -147,12 +147,12 @@ class Hierarchy:
         """Interaction lists of one level as flat cell numbers: (cells, slots) int64 on the CPU, -1 = no cell."""
         return _interaction_table(self, level)
 
-    def tables(self) -> Tables:
-        """The index tables of this geometry (see :class:`Tables`)."""
+    def tables(self) -> GridTables:
+        """The index tables of this geometry (see :class:`GridTables`)."""
         return _tables(self)
 
 
-class Tables(NamedTuple):
+class GridTables(NamedTuple):
     """Index tables of the cells that the queries of a level-1 cell read; int64, CPU, -1 = nothing.
 
     There is one row per level-1 cell, in row-major order.
@@ -213,7 +213,7 @@ def _interaction_table(hierarchy: Hierarchy, level: int) -> Tensor:
 
 
 @cached
-def _tables(hierarchy: Hierarchy) -> Tables:
+def _tables(hierarchy: Hierarchy) -> GridTables:
     offsets, length = _offsets(hierarchy, reach=1)
     near = _table(hierarchy, 1, offsets[length.argsort(stable=True)], parents_touch=False)
     finest = _coordinates(hierarchy.cell_grid(1))
@@ -223,4 +223,4 @@ def _tables(hierarchy: Hierarchy) -> Tables:
         rows = hierarchy.interaction_table(level)[_flat(finest >> (level - 1), shape)]
         far.append(torch.where(rows == EMPTY, EMPTY, rows + offset))
         offset += math.prod(shape)
-    return Tables(near, _compact(torch.cat(far, 1)))
+    return GridTables(near, _compact(torch.cat(far, 1)))

@@ -14,7 +14,7 @@ from ..caches import cached
 from ..hierarchy import EMPTY, Hierarchy
 
 
-class Tables(NamedTuple):
+class PoolingTables(NamedTuple):
     """Inputs and outputs of the pooling; int32, -1 = nothing.
 
     Cells are numbered finest level first, row-major in a level.
@@ -152,18 +152,18 @@ def _flat(index: Tensor, shape: Sequence[int], offset: int = 0) -> Tensor:
 
 
 @cached
-def tables(pyramid: Pyramid, device: torch.device) -> Tables:
+def tables(pyramid: Pyramid, device: torch.device) -> PoolingTables:
     """The tables of a pyramid of at least one level, on a device."""
     levels = {level: _box(pyramid._shape(level)) for level in pyramid.hierarchy.levels}
     above = [pyramid._rows(level - 1, pyramid._children(cells)) for level, cells in levels.items() if level > 1]
     inputs = pyramid.fanout * pyramid.summaries
-    parts = Tables(
+    parts = PoolingTables(
         tokens=pyramid._tokens(levels[1]),
         children=torch.cat([torch.empty(0, inputs, dtype=torch.int64), *(rows.view(-1, inputs) for rows in above)]),
         rows=torch.cat([pyramid._rows(level, cells) for level, cells in levels.items()]),
         parents=torch.cat([pyramid._parents(level, cells) for level, cells in levels.items()]),
     )
-    return Tables(*(part.to(device, torch.int32) for part in parts))
+    return PoolingTables(*(part.to(device, torch.int32) for part in parts))
 
 
 @cached

@@ -74,7 +74,7 @@ class Method:
         return torch.autograd.grad(out, leaves, grad, retain_graph=retain_graph, allow_unused=True)
 
 
-class Case:
+class AttentionCase:
     """One size: its inputs, which all methods share.
 
     Args:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fma_kernels import aggregate
 
-from .cases import Case, Kind, Method, make_bases
+from .cases import AttentionCase, Kind, Method, make_bases
 from .pairs import fma_pairs
 
 ROWS = 64
@@ -38,7 +38,7 @@ class Gate:
         case: the size.
     """
 
-    def __init__(self, case: Case):
+    def __init__(self, case: AttentionCase):
         self.case, n = case, case.hierarchy.num_tokens
         self.rows = torch.linspace(0, n - 1, min(n, ROWS), device=case.device).round().long()
         self.pairs = fma_pairs(case.hierarchy, case.device)

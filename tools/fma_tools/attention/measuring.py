@@ -14,7 +14,7 @@ import torch
 from fma_kernels import Hierarchy
 from fma_kernels.measure import milliseconds, peak_mib, take_turns
 
-from .cases import KINDS, Case, Kind, Method, work
+from .cases import KINDS, AttentionCase, Kind, Method, work
 from .floors import Ceilings
 from .gate import Gate
 from .settings import Settings
@@ -181,7 +181,7 @@ def measure(
             continue
         with _Attempt(row, KINDS[name]):
             if case is None:
-                case = Case(hierarchy, settings)
+                case = AttentionCase(hierarchy, settings)
                 gate = Gate(case)
             method = case.method(name)
             row.reason = gate.problem(KINDS[name], method)

@@ -26,7 +26,7 @@ PARTS = 8
 CPU = torch.device("cpu")
 
 
-class Tables(NamedTuple):
+class CellTables(NamedTuple):
     """Rows of queries and keys by cell, and the key cells of every query cell; int32, as ``struct Pass`` has them."""
 
     query_first: Tensor
@@ -37,7 +37,7 @@ class Tables(NamedTuple):
 
 
 @cached
-def tables(level_pass: LevelPass) -> Tables:
+def tables(level_pass: LevelPass) -> CellTables:
     """The tables of a pass: near cells first, then the summary cells of all levels."""
     hierarchy, level = level_pass.hierarchy, level_pass.level
     queries = query_rows(level_pass)
@@ -57,7 +57,7 @@ def tables(level_pass: LevelPass) -> Tables:
         torch.nn.functional.pad(key_first, [1, 0]),
         torch.cat([part[mask] for part, mask in zip(keys, exists, strict=True)]),
     )
-    return Tables(*(part.to(torch.int32).contiguous() for part in parts))
+    return CellTables(*(part.to(torch.int32).contiguous() for part in parts))
 
 
 def _num_keys(level_pass: LevelPass) -> int:

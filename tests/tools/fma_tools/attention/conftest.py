@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from fma_kernels import Hierarchy
-from fma_tools.attention.cases import Case
+from fma_tools.attention.cases import AttentionCase
 from fma_tools.attention.settings import Settings
 
 
@@ -13,7 +13,7 @@ from fma_tools.attention.settings import Settings
 def make_case() -> Callable:
     """Make the inputs of one size: make_case(hierarchy, dtype="float32", batch=1)."""
 
-    def make(hierarchy: Hierarchy, dtype: str = "float32", batch: int = 1) -> Case:
-        return Case(hierarchy, Settings(batch, heads=2, head_dim=16, dtype=dtype))
+    def make(hierarchy: Hierarchy, dtype: str = "float32", batch: int = 1) -> AttentionCase:
+        return AttentionCase(hierarchy, Settings(batch, heads=2, head_dim=16, dtype=dtype))
 
     return make

@@ -47,7 +47,7 @@ def test_what_takes_too_long_or_too_much_is_skipped(monkeypatch):
     def refuse(*_):
         raise AssertionError("inputs were made")
 
-    monkeypatch.setattr(measuring, "Case", refuse)
+    monkeypatch.setattr(measuring, "AttentionCase", refuse)
     hierarchy = Hierarchy((4096,), 8, 2)
     (flash,) = measuring.measure(hierarchy, ["flash"], replace(SETTINGS, budget=3), Ceilings(1e12, 1e9), 2**30)
     # Two rounds of both passes apart and together: 2 * 2 * 14 * 8 * 4096**2 / 1e9 seconds.
