@@ -27,13 +27,13 @@ def forward(
         upper: (levels, H or 1, summaries, fanout * summaries, d) float32, contiguous.
         mask: (B, N) bool, contiguous, or None.
         pyramid: geometry with at least one level.
-        all_sums: the second result is asked for; it is made in any case.
+        all_sums: make the second result.
 
     Returns:
         Summaries (B, H, S, d) in the dtype of ``x``, and the same without their factors in float32.
     """
-    sums = torch.empty(*x.shape[:2], pyramid.hierarchy.num_summaries, x.shape[3], dtype=torch.float32)
-    out = torch.empty_like(sums)
+    out = torch.empty(*x.shape[:2], pyramid.hierarchy.num_summaries, x.shape[3], dtype=torch.float32)
+    sums = torch.empty_like(out) if all_sums else out
     if out.numel():
         geometry, inputs = _geometry(pyramid), _inputs(x, weight, upper, mask, pyramid)
         library.load().fma_pool(byref(geometry), byref(inputs), pointer(sums), pointer(out), library.threads())

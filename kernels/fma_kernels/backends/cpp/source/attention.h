@@ -166,7 +166,7 @@ NOINLINE void logits_tile(
     multiply_rows<N, VECTORS>(keys, queries, dim, sums);
     for (int j = 0; j < VECTORS; j++) {
         Vec most = load(peak + j * W);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
         for (int r = 0; r < N; r++) {
             sums[r][j] = sums[r][j] * broadcast(scale) + broadcast(bias[r]);
             store(logits + (long)r * stride + j * W, sums[r][j]);
@@ -182,10 +182,10 @@ NOINLINE void output_tile(
     const float* columns, int stride, const float* const* rows, int at, int n, float* out, int out_stride
 ) {
     Vec sums[N][2];
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int r = 0; r < N; r++) sums[r][0] = load(out + r * out_stride), sums[r][1] = load(out + r * out_stride + W);
     multiply_columns<N>(columns, stride, rows, at, n, sums);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int r = 0; r < N; r++) store(out + r * out_stride, sums[r][0]), store(out + r * out_stride + W, sums[r][1]);
 }
 
@@ -353,7 +353,7 @@ NOINLINE void gradient_tile(
 ) {
     Vec sums[N][VECTORS] = {};
     multiply_rows<N, VECTORS>(keys, queries, dim, sums);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int r = 0; r < N; r++)
         for (int j = 0; j < VECTORS; j++) {
             Vec logit = sums[r][j] * broadcast(scale) + broadcast(bias[r]);
@@ -361,7 +361,7 @@ NOINLINE void gradient_tile(
             sums[r][j] = Vec{};
         }
     multiply_rows<N, VECTORS>(values, grads, dim, sums);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int r = 0; r < N; r++)
         for (int j = 0; j < VECTORS; j++) {
             Vec p = load(weights + (long)r * stride + j * W);
@@ -374,7 +374,7 @@ template <int N>
 NOINLINE void add_tile(const float* const* rows, const float* panel, int n, float scale, float* const* out, int at) {
     Vec sums[N][2] = {};
     multiply_rows<N, 2>(rows, panel, n, sums);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int r = 0; r < N; r++) {
         float* y = out[r] + at;
         store(y, load(y) + sums[r][0] * broadcast(scale));

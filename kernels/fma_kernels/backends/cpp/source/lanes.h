@@ -11,12 +11,12 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
 
-// Lanes of a vector, and rows of a register tile. With two vectors each, the sums of a tile fill most of the registers.
 #if defined(__AVX512F__)
-constexpr int W = 16, ROWS = 12;
+constexpr int W = 16;  // lanes of a vector
 #else
-constexpr int W = 8, ROWS = 6;
+constexpr int W = 8;
 #endif
+constexpr int ROWS = 6;       // rows of a register tile: with two vectors each, twelve sums keep the units busy
 constexpr int PANEL = 2 * W;  // lanes of a panel: two vectors
 constexpr float INF = std::numeric_limits<float>::infinity();
 constexpr float LOG2_E = 1.44269504088896341f;
@@ -86,7 +86,7 @@ INLINE void multiply_rows(const float* const* rows, const float* panel, int n, V
     for (int c = 0; c < n; c++) {
         Vec x[VECTORS];
         for (int j = 0; j < VECTORS; j++) x[j] = load(panel + (long)c * PANEL + j * W);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
         for (int r = 0; r < N; r++) {
             Vec a = broadcast(rows[r][c]);
             for (int j = 0; j < VECTORS; j++) sums[r][j] += a * x[j];
@@ -100,7 +100,7 @@ INLINE void multiply_columns(const float* columns, int stride, const float* cons
 #pragma GCC unroll 4
     for (int k = 0; k < n; k++) {
         Vec x0 = load(rows[k] + at), x1 = load(rows[k] + at + W);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
         for (int r = 0; r < N; r++) {
             Vec a = broadcast(columns[(long)k * stride + r]);
             sums[r][0] += a * x0;
@@ -117,12 +117,6 @@ INLINE void multiply_columns(const float* columns, int stride, const float* cons
         case 3: CALL(3); break;     \
         case 4: CALL(4); break;     \
         case 5: CALL(5); break;     \
-        case 6: CALL(6); break;     \
-        case 7: CALL(7); break;     \
-        case 8: CALL(8); break;     \
-        case 9: CALL(9); break;     \
-        case 10: CALL(10); break;   \
-        case 11: CALL(11); break;   \
         default: CALL(ROWS); break; \
     }
 

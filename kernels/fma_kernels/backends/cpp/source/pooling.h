@@ -128,6 +128,8 @@ static void pool(const Pyramid& p, const PoolInputs& in, float* sums, float* out
                 for (int j = 0; j < level.inputs; j++) {
                     const int r = level.input_rows[(long)cell * level.inputs + j];
                     into[j] = l ? (r < 0 ? zeros.data() : to + (long)r * dim) : tokens.row(r);
+                    // The sums go through the channels first, in strides that the processor does not foresee.
+                    for (int c = 0; c < dim; c += 16) __builtin_prefetch(into[j] + c);
                 }
             };
             const float* const* pair[2] = {rows.data(), rows.data() + level.inputs};
