@@ -98,8 +98,8 @@ def fma(
             basis = SummaryBasis(x.shape[1], x.shape[3], cell_size, rank, ndim=hierarchy.ndim, kind="mean")
         # Direct bases have no fused kernel. The attention still runs on the backend that was asked for.
         work = "torch" if basis.kind == "direct" else backend
-        tokens, mask = x[:, :, num_global_tokens:], key_padding_mask
-        return aggregate(tokens, basis, hierarchy, key_padding_mask=mask, queries=queries, backend=work)
+        mask = key_padding_mask
+        return aggregate(_of_grid(x, num_global_tokens), basis, hierarchy, key_padding_mask=mask, queries=queries, backend=work)
 
     if query_basis is not None:
         options["query_summaries"] = summarise(query, query_basis, queries=True)
@@ -198,7 +198,7 @@ def fma_attention(
         if not return_lse:
             return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
         summaries = (None, None, None)  # all tokens are near
-    tokens = (x[:, :, num_global_tokens:] for x in (query, key, value))
+    tokens = (_of_grid(x, num_global_tokens) for x in (query, key, value))
     out, lse = attend(
         *tokens, *summaries, hierarchy, mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p,
         backend=backend,
@@ -235,6 +235,11 @@ def fma_linear_attention(
     require(query_summaries is not None, "query_summaries", None, "a tensor")
     summaries = (key_summaries, value_summaries)
     return fma_attention(query, key, value, *summaries, hierarchy, query_summaries=query_summaries, **options)
+
+
+def _of_grid(x: Tensor, num_global_tokens: int) -> Tensor:
+    """The tokens behind the global ones. Without any, no view stands between gradients that could be added in place."""
+    return x[:, :, num_global_tokens:] if num_global_tokens else x
 
 
 def _with_global_tokens(

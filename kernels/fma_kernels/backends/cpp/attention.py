@@ -135,7 +135,7 @@ def backward(
     ranges = min(call.geometry.cells, -(-PARTS // (call.batch * call.heads)))
 
     def sums_of(x: Tensor) -> Tensor:
-        return torch.zeros(ranges, *x.shape[:3], padded, dtype=torch.float32)
+        return torch.zeros(*([ranges] if ranges > 1 else []), *x.shape[:3], padded, dtype=torch.float32)
 
     names = ("key", "value", "far_key", "far_value")
     made = dict(zip(names, map(sums_of, sources), strict=False))
@@ -154,8 +154,10 @@ def backward(
         call.library.fma_backward_carry(*arguments, pointer(members), members.shape[1], call.threads)
 
     def of_rows(name: str, x: Tensor) -> Tensor:
-        total = made[name][0] if ranges == 1 else made[name].sum(0)
-        return total[..., : call.dim].to(x.dtype, memory_format=torch.contiguous_format).contiguous()
+        total = made[name] if ranges == 1 else made[name].sum(0)
+        if padded > call.dim:
+            total = total[..., : call.dim].contiguous()
+        return total.to(x.dtype)
 
     by_source = [of_rows(name, x) for name, x in zip(names, sources, strict=False)]
     return [made["query"].to(query.dtype), *by_source, *(made[name] for name in ("carry", "carry_lse") if carry)]
