@@ -98,8 +98,8 @@ def fma(
             basis = SummaryBasis(x.shape[1], x.shape[3], cell_size, rank, ndim=hierarchy.ndim, kind="mean")
         # Direct bases have no fused kernel. The attention still runs on the backend that was asked for.
         work = "torch" if basis.kind == "direct" else backend
-        mask = key_padding_mask
-        return aggregate(_of_grid(x, num_global_tokens), basis, hierarchy, key_padding_mask=mask, queries=queries, backend=work)
+        tokens, mask = _of_grid(x, num_global_tokens), key_padding_mask
+        return aggregate(tokens, basis, hierarchy, key_padding_mask=mask, queries=queries, backend=work)
 
     if query_basis is not None:
         options["query_summaries"] = summarise(query, query_basis, queries=True)
