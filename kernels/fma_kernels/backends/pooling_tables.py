@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..caches import cached
+from ..cells import token_counts
 from ..hierarchy import EMPTY, Hierarchy
 
 
@@ -190,3 +191,33 @@ def launches(pyramid: Pyramid, levels: int, tops: int, device: torch.device) -> 
             cells = pyramid._children(cells)
         result.append(Launch(lowest, table.to(device)))
     return result
+
+
+def summary_scale(pyramid: Pyramid, mask: Tensor | None, device: torch.device) -> Tensor | None:
+    """Factor of the sum of every summary: (size of its sub-block) / (tokens of it that exist).
+
+    Args:
+        pyramid: geometry.
+        mask: (B, N) bool, True = the token does not exist; None = every token exists.
+        device: where the factors shall lie.
+
+    Returns:
+        (B, S) float32, or (1, S) without a mask; None for windows, whose sums are not multiplied.
+    """
+    if pyramid.windows:
+        return None
+    hierarchy = pyramid.hierarchy
+    if mask is None:
+        return _full_scale(hierarchy, device)
+    return _sizes(hierarchy, device) / token_counts(hierarchy, device, mask).clamp_(min=1)
+
+
+@cached
+def _full_scale(hierarchy: Hierarchy, device: torch.device) -> Tensor:
+    return _sizes(hierarchy, device) / token_counts(hierarchy, device).clamp(min=1)
+
+
+@cached
+def _sizes(hierarchy: Hierarchy, device: torch.device) -> Tensor:
+    sizes = [float(hierarchy.cell_width(level) // hierarchy.rank) ** hierarchy.ndim for level in hierarchy.levels]
+    return torch.tensor(sizes, dtype=torch.float32).repeat_interleave(torch.tensor(hierarchy.level_sizes)).to(device)

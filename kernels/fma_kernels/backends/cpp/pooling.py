@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ...caches import cached
-from ...cells import token_counts
-from ..pooling_tables import Pyramid, tables
+from ..pooling_tables import Pyramid, summary_scale, tables
 from . import library, structures
 from .structures import PoolGradients, PoolInputs, pointer, rows, strides
 
@@ -75,29 +74,10 @@ def _geometry(pyramid: Pyramid) -> structures.Pyramid:
 
 
 def _inputs(x: Tensor, weight: Tensor, upper: Tensor, mask: Tensor | None, pyramid: Pyramid) -> PoolInputs:
-    x, factor = rows(x), _factor(pyramid, mask)
+    x, factor = rows(x), summary_scale(pyramid, mask, CPU)
     masked = {} if mask is None else dict(mask=mask.view(torch.uint8))
     scaled = {} if factor is None else dict(scale=factor, scale_stride=factor.shape[1] if len(factor) > 1 else 0)
     return PoolInputs(
         batch=x.shape[0], heads=x.shape[1], dim=x.shape[3], x=x, x_at=strides(x), weight=weight, upper=upper,
         weight_heads=len(weight), upper_levels=len(upper), **masked, **scaled,
     )  # fmt: skip
-
-
-def _factor(pyramid: Pyramid, mask: Tensor | None) -> Tensor | None:
-    """(Size of its sub-block) / (tokens that exist) of every summary: (B or 1, S) float32; None for windows."""
-    if pyramid.windows:
-        return None
-    return _full_factor(pyramid) if mask is None else _make_factor(pyramid, mask)
-
-
-@cached
-def _full_factor(pyramid: Pyramid) -> Tensor:
-    return _make_factor(pyramid, None)
-
-
-def _make_factor(pyramid: Pyramid, mask: Tensor | None) -> Tensor:
-    hierarchy = pyramid.hierarchy
-    sizes = [float(hierarchy.cell_width(level) // hierarchy.rank) ** hierarchy.ndim for level in hierarchy.levels]
-    sizes = torch.tensor(sizes).repeat_interleave(torch.tensor(hierarchy.level_sizes))
-    return (sizes / token_counts(hierarchy, CPU, mask).clamp(min=1)).contiguous()

@@ -11,9 +11,7 @@ import triton
 from torch import Tensor
 
 from ...caches import cached
-from ...cells import token_counts
-from ...hierarchy import Hierarchy
-from ..pooling_tables import Pyramid, launches, tables
+from ..pooling_tables import Pyramid, launches, summary_scale, tables
 from . import pooling_kernels as kernels
 
 #: Warps per program of all kernels, and stages: loads overlap by unrolling and prefetching, not by the compiler.
@@ -77,7 +75,7 @@ def forward(
     if not out.numel():
         return out, sums
     table, cfg = tables(pyramid, x.device), config(dim, pyramid.summaries, pyramid.fanout)
-    scale = _scale(pyramid, mask, x.device)
+    scale = summary_scale(pyramid, mask, x.device)
     for launch in launches(pyramid, cfg.levels, cfg.tops, x.device):
         lowest = launch.level == 1
         source, rows, taps = (x, table.tokens, weight) if lowest else (sums, table.children, upper)
@@ -127,7 +125,7 @@ def _spread(grad: Tensor, upper: Tensor, mask: Tensor | None, pyramid: Pyramid, 
     batch, heads, rows, dim = grad.shape
     table, cfg = tables(pyramid, grad.device), config(dim, pyramid.summaries, pyramid.fanout)
     grad_sums = torch.empty_like(grad, dtype=torch.float32)
-    scale = _scale(pyramid, mask, grad.device)
+    scale = summary_scale(pyramid, mask, grad.device)
     for launch in reversed(launches(pyramid, cfg.levels, cfg.tops, grad.device)):
         blocks, levels, leaves = launch.cells.shape
         grid = (batch * heads * triton.cdiv(dim, cfg.channels) * blocks * (pyramid.summaries // cfg.part),)
@@ -195,26 +193,6 @@ def _bytes(mask: Tensor | None) -> Tensor | None:
 
 def _batch_stride(scale: Tensor | None) -> int:
     return 0 if scale is None or len(scale) == 1 else scale.stride(0)
-
-
-def _scale(pyramid: Pyramid, mask: Tensor | None, device: torch.device) -> Tensor | None:
-    """(Size of its sub-block) / (tokens that exist) of every summary: (B or 1, S) float32; None for windows."""
-    if pyramid.windows:
-        return None
-    if mask is None:
-        return _full_scale(pyramid.hierarchy, device)
-    return _sizes(pyramid.hierarchy, device) / token_counts(pyramid.hierarchy, device, mask).clamp_(min=1)
-
-
-@cached
-def _full_scale(hierarchy: Hierarchy, device: torch.device) -> Tensor:
-    return _sizes(hierarchy, device) / token_counts(hierarchy, device).clamp(min=1)
-
-
-@cached
-def _sizes(hierarchy: Hierarchy, device: torch.device) -> Tensor:
-    sizes = [float(hierarchy.cell_width(level) // hierarchy.rank) ** hierarchy.ndim for level in hierarchy.levels]
-    return torch.tensor(sizes, dtype=torch.float32).repeat_interleave(torch.tensor(hierarchy.level_sizes)).to(device)
 
 
 @cached
