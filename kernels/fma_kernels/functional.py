@@ -86,12 +86,12 @@ def fma(
     for name, basis in bases.items():
         require(basis is None or not near_only, name, basis, "None with near_only=True")
         require(basis is None or isinstance(basis, SummaryBasis), name, basis, "a SummaryBasis or None")
-    options = dict(scale=scale, group_bias=group_bias, num_global_tokens=num_global_tokens, dropout_p=dropout_p)
-    options.update(key_padding_mask=key_padding_mask, return_lse=return_lse, backend=backend)
-    if near_only:
-        return fma_attention(query, key, value, None, None, hierarchy, **options)
     query, key, value = _autocast(query, key, value)
     _check(query, key, value, hierarchy, key_padding_mask, num_global_tokens, dropout_p, backend)
+    options = dict(scale=scale, group_bias=group_bias, key_padding_mask=key_padding_mask, dropout_p=dropout_p)
+    options.update(num_global_tokens=num_global_tokens, return_lse=return_lse, backend=backend)
+    if near_only:
+        return _attention(query, key, value, None, None, None, hierarchy, **options)
 
     def summarise(x: Tensor, basis: SummaryBasis | None, queries: bool = False) -> Tensor:
         if basis is None:
@@ -101,11 +101,9 @@ def fma(
         tokens, mask = _of_grid(x, num_global_tokens), key_padding_mask
         return aggregate(tokens, basis, hierarchy, key_padding_mask=mask, queries=queries, backend=work)
 
-    if query_basis is not None:
-        options["query_summaries"] = summarise(query, query_basis, queries=True)
-    return fma_attention(
-        query, key, value, summarise(key, key_basis), summarise(value, value_basis), hierarchy, **options
-    )
+    query_summaries = None if query_basis is None else summarise(query, query_basis, queries=True)
+    summaries = (query_summaries, summarise(key, key_basis), summarise(value, value_basis))
+    return _attention(query, key, value, *summaries, hierarchy, **options)
 
 
 def fma_attention(
@@ -186,6 +184,32 @@ def fma_attention(
             require(needless, name, None, "a tensor, as there are other summaries")
         else:
             require_like(name, x, "query", query, hierarchy.num_summaries)
+    return _attention(
+        query, key, value, *summaries, hierarchy, scale=scale, group_bias=group_bias,
+        key_padding_mask=key_padding_mask, num_global_tokens=num_global_tokens, dropout_p=dropout_p,
+        return_lse=return_lse, backend=backend,
+    )  # fmt: skip
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_summaries: Tensor | None,
+    key_summaries: Tensor | None,
+    value_summaries: Tensor | None,
+    hierarchy: Hierarchy,
+    *,
+    scale: float | None,
+    group_bias: bool,
+    key_padding_mask: Tensor | None,
+    num_global_tokens: int,
+    dropout_p: float,
+    return_lse: bool,
+    backend: str,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`fma_attention` of arguments that have been checked, in the dtype of autocast."""
+    summaries = (query_summaries, key_summaries, value_summaries)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if backend == "reference":
         out, lse = reference.attention(
