@@ -100,6 +100,8 @@ def test_demo_shortened(train, tmp_path, capsys, monkeypatch):
     backend = matplotlib.get_backend()
     options = [f"{key}=6" for key in ("train_cfg.max_epochs", "train_cfg.val_interval", "param_scheduler.1.end")]
     options.append("default_hooks.checkpoint.interval=6")
+    # mmengine names its loggers by config and second: a run in the second before would keep this one's log.
+    options.append(f"experiment_name={tmp_path.name}")
     train.main([str(CONFIG), "--work-dir", str(tmp_path), "--cfg-options", *options])
 
     printed = capsys.readouterr()
