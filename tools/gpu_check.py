@@ -20,7 +20,7 @@ summary says that its steps were not run.
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -137,6 +137,13 @@ def run_tests(step: str, report: Path, limit_s: float, *options: str, sanitizer:
     return Outcome(step, "passed" if passed else "failed", counts)
 
 
+def side_by_side() -> tuple[str, ...]:
+    """Options of pytest that run tests in several processes, if pytest-xdist is here: most of their time compiles."""
+    if importlib.util.find_spec("xdist") is None:
+        return ()
+    return ("-p", "xdist", "-n", str(min(16, os.cpu_count() or 1)), "--dist", "worksteal")
+
+
 def count_tests(report: Path) -> tuple[int, int, int]:
     """Numbers of tests that passed, were skipped and failed, from JUnit's XML; zeros if there is none.
 
@@ -206,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     about = f"{torch.cuda.get_device_name()}; torch {torch.__version__}, triton {triton.__version__}"
     print(f"gpu-check: {about}")
 
-    outcomes = [run_tests("kernel tests", out / "kernel_tests.xml", next(limit))]
+    outcomes = [run_tests("kernel tests", out / "kernel_tests.xml", next(limit), *side_by_side())]
     sanitizer = find_sanitizer()
     for tool in ("memcheck", "racecheck"):
         seconds = next(limit)

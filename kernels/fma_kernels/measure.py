@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import platform
@@ -68,6 +69,7 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float:
         run: what to measure.
         device: where it runs.
     """
+    gc.collect()  # garbage that is freed while it runs would hide what it allocates
     if device.type == "cuda":
         synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -106,15 +106,19 @@ class Problem:
 
 
 def assert_as_precise(problem, results, exact=None):
-    """Errors are at most twice those of PyTorch's own attention in the same precision, and a little."""
+    """Errors are at most twice those of PyTorch's own attention, by their root mean square, and a rounding.
+
+    The largest error of a few thousand is that of the unluckiest roundings: among implementations that are equally
+    precise, and among devices, it differs by more than that factor.
+    """
     exact = exact or problem.run("reference", torch.float64)
     plain = len(problem.names) == 5 and problem.mask is None
     peers = problem.run("sdpa" if plain else "reference")
     for name, mine, peer, truth in zip(["out", *problem.names], results, peers, exact, strict=True):
         assert mine.dtype == peer.dtype and mine.shape == peer.shape
-        error, allowed = ((x.double() - truth).abs().max().item() for x in (mine, peer))
-        tiny = 4 * torch.finfo(mine.dtype).eps * truth.abs().max().item()
-        assert error <= 2 * allowed + tiny, f"{name}: {error:.2e}, PyTorch {allowed:.2e}"
+        error, allowed, size = (x.square().mean().sqrt().item() for x in (mine - truth, peer - truth, truth))
+        rounding = torch.finfo(mine.dtype).eps * size
+        assert error <= 2 * allowed + rounding, f"{name}: {error:.2e}, PyTorch {allowed:.2e}"
 
 
 @combined(attends=ATTENTIONS, dtype=ALL_DTYPES, shape=SMALL, masked={"full": False, "masked": True})

@@ -27,7 +27,7 @@ def tokens(n=40, batch=1):
 
 def results(function, module, x):
     out = function(x, (x.shape[1],))
-    return [out, *torch.autograd.grad(out.square().sum(), [x, *module.parameters()])]
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), [x, *module.parameters()])]
 
 
 def assert_same(mine, theirs):
@@ -147,6 +147,7 @@ def test_cuda_graphs_replay_the_step(kind):
     module, x = make_module(kind), tokens(200)
     expected = results(module, module, x)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):
             results(module, module, x)
@@ -155,7 +156,7 @@ def test_cuda_graphs_replay_the_step(kind):
     with torch.cuda.graph(graph):
         captured = results(module, module, x)
     for tensor in captured:
-        tensor.detach().fill_(float("nan"))
+        tensor.fill_(float("nan"))
     graph.replay()
     assert_same(captured, expected)
 

@@ -7,7 +7,7 @@ tensor that a caller may lay out as it likes; results and what is saved between 
 import triton
 import triton.language as tl
 
-from .attention_tiles import LN_2, LOG2_E, dropout_factor, load_rows, load_two, locate, paired, store_rows
+from .attention_tiles import LN_2, LOG2_E, dropout_factor, load_rows, load_two, locate, log_sum_exp, paired, store_rows
 
 #: Arguments whose values and alignment change with the input but need no kernel of their own. How rows are aligned,
 #: :func:`.tiles._channels` tells the compiler.
@@ -95,8 +95,8 @@ def attend_forward(
     read = total > 0
     total = tl.where(read, total, 1.0)
     store_rows(OUT + sequence * queries * DIM, rows, DIM, acc / total[:, None], DIM, BLOCK_DIM)
-    lse = tl.where(read, (peak + tl.log2(total)) * LN_2, float("-inf"))
-    tl.store(LSE + sequence * queries + rows, lse, mask=rows >= 0)
+    lse = (peak.to(tl.float64) + tl.log2(total)) * LN_2  # rounded once: it is a factor of all of a query's weights
+    tl.store(LSE + sequence * queries + rows, tl.where(read, lse.to(tl.float32), float("-inf")), mask=rows >= 0)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -127,8 +127,7 @@ def attend_backward_queries(
     delta = tl.sum(out.to(tl.float32) * grad_out.to(tl.float32), 1)
     delta -= tl.load(GRAD_LSE + sequence * queries + rows, mask=rows >= 0, other=0.0)
     tl.store(DELTA + sequence * queries + rows, delta, mask=rows >= 0)
-    lse = tl.load(LSE + sequence * queries + rows, mask=rows >= 0, other=float("inf")) * LOG2_E
-    lse = tl.where(lse == float("-inf"), float("inf"), lse)  # it has read nothing: its weights are 0
+    lse, rest = log_sum_exp(LSE + sequence * queries, rows)
     grad_out = grad_out.to(q.dtype)
 
     acc = tl.zeros([BLOCK_OWN, BLOCK_DIM], tl.float32)
@@ -144,7 +143,7 @@ def attend_backward_queries(
             change *= dropout_factor(SEED, level, batch, head, heads, rows[:, None], partners[None, :], dropout_p)
         change = probability * (change - delta[:, None])
         acc += tl.dot(change.to(k.dtype), k, input_precision=PRECISION)
-    store_rows(GRAD_Q + sequence * queries * DIM, rows, DIM, acc * scale, DIM, BLOCK_DIM)
+    store_rows(GRAD_Q + sequence * queries * DIM, rows, DIM, acc * (rest * scale)[:, None], DIM, BLOCK_DIM)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -187,8 +186,7 @@ def attend_backward_keys(
         partners = tl.load(PARTNERS + entry, mask=entry < end, other=-1)
         q = load_rows(Q, partners, q_n, DIM, BLOCK_DIM)
         grad_out = load_rows(GRAD_OUT, partners, g_n, DIM, BLOCK_DIM).to(q.dtype)
-        lse = tl.load(LSE + partners, mask=partners >= 0, other=float("inf")) * LOG2_E
-        lse = tl.where(lse == float("-inf"), float("inf"), lse)
+        lse, rest = log_sum_exp(LSE, partners)
         delta = tl.load(DELTA + partners, mask=partners >= 0, other=0.0)
         logits = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2_E) + bias[:, None]
         if HAS_BITS:
@@ -197,6 +195,8 @@ def attend_backward_keys(
         if CAUSAL:
             logits = tl.where(partners[None, :] < rows[:, None], float("-inf"), logits)
         probability = tl.exp2(logits - lse[None, :])
+        if q.dtype == tl.float32:  # beyond the precision of the others
+            probability *= rest[None, :]
         change = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
         dropped = probability
         if HAS_DROPOUT:

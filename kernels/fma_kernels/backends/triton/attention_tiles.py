@@ -65,6 +65,19 @@ def paired(bits, group):
 
 
 @triton.jit
+def log_sum_exp(LSE, rows):
+    """Log-sum-exps in units of log 2, rounded, and the factor of the weights 2 ** (logit - rounded) that mends it.
+
+    Weights of a row -1, and of a query that has read nothing, are 0.
+    """
+    lse = tl.load(LSE + rows, mask=rows >= 0, other=float("inf"))
+    exact = tl.where(lse == float("-inf"), float("inf"), lse).to(tl.float64) * LOG2_E
+    rounded = exact.to(tl.float32)
+    rest = tl.where(rounded == float("inf"), 0.0, (rounded - exact).to(tl.float32))
+    return rounded, 1.0 + rest * LN_2
+
+
+@triton.jit
 def dropout_factor(SEED, level, batch, head, heads, query_rows, key_rows, probability):
     """0 or 1 / (1 - p) for (owners, partners), whichever of both the queries are.
 
