@@ -39,7 +39,7 @@ def forward(
     if not out.numel():
         return out, lse
     call = _KernelCall(level_pass, query, keys, values, options)
-    config = call.tiling("forward")
+    config = call.tiling("masked_forward" if level_pass.diagonal or options.dropout_p else "forward")
     schedule = query_schedule(level_pass, config.own, query.device)
     carry = carry_lse = carry_of_query = call.dummy
     if options.carry is not None:

@@ -57,6 +57,7 @@ _TYPES = {
 
 _FUNCTIONS = {
     "forward": kernels.attend_forward,
+    "masked_forward": kernels.attend_forward,
     "queries": kernels.attend_backward_queries,
     "keys": kernels.attend_backward_keys,
     "far_keys": kernels.attend_backward_keys,
@@ -83,8 +84,8 @@ _USUAL_CELLS = ("1D r64 p4 bf16", "2D r8 p2 bf16")
 _OPTIONS: list[tuple[str, tuple[str, ...], dict[str, Any], dict[str, str]]] = [
     ("bits", ("forward", "queries", "keys"), _BITS, {}),
     ("no bits", ("far_keys",), dict(HAS_BITS=False), {}),
-    ("causal", ("forward", "queries", "keys"), dict(CAUSAL=True), {}),
-    ("dropout", KERNELS, dict(HAS_DROPOUT=True), {}),
+    ("causal", ("queries", "keys"), dict(CAUSAL=True), {}),
+    ("dropout", ("masked_forward", "queries", "keys", "far_keys"), dict(HAS_DROPOUT=True), {}),
     ("near", ("forward", "queries"), dict(HAS_FAR=False), {}),
     ("linear", ("forward", "queries"), _LINEAR, {}),
     ("linear, level 1", ("forward", "queries", "keys"), _LINEAR | _BITS, _SUMMARIES),
@@ -132,13 +133,15 @@ def _attention(
     constants: dict[str, Any] | None = None,
     types: dict[str, str] | None = None,
 ) -> Case:
-    """One of KERNELS: full attention to near tokens and far summaries, unless constants and types say otherwise."""
+    """One of KERNELS, reading near tokens and far summaries, unless constants and types say otherwise."""
     function, partial = _FUNCTIONS[kernel], kernel == "far_keys"
     compiled_for = dict(
         DIM=dim, BLOCK_OWN=tiling.own, BLOCK=tiling.block, BLOCK_DIM=padded(dim),
         HAS_FAR=True, HAS_BITS=False, HAS_CARRY=False, HAS_DROPOUT=False, CAUSAL=False, PRECISION=precision,
         PARTIAL=partial,
     )  # fmt: skip
+    if kernel == "masked_forward":
+        compiled_for["CAUSAL"] = constants is None
     if partial:
         compiled_for |= _BITS
         types = dict(GRAD_K="*fp32", GRAD_V="*fp32")
