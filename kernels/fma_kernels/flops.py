@@ -113,6 +113,25 @@ def _attend_backward(
     return 5 * _attend_product(query, far_query, far_key, geometry)  # the logits again, and four gradients
 
 
+def _pools_product(tokens, query_weight: Sequence[int] | None, geometry: tuple) -> int:
+    """FLOPs of one pass of the pooling over the keys, the values, and the queries if they have weights."""
+    windows = [False, False] if query_weight is None else [False, False, geometry[3]]
+    return sum(_pool_product(tokens, (*geometry[:4], of_queries)) for of_queries in windows)
+
+
+@register_flop_formula(torch.ops.fma_kernels.fma)
+def _fma(query, key, value, query_weight, query_upper, kw, ku, vw, vu, mask, seed, *geometry, **_) -> int:
+    return 2 * _attend_product(query, query_weight, key, geometry) + _pools_product(query, query_weight, geometry)
+
+
+@register_flop_formula(torch.ops.fma_kernels.fma_backward)
+def _fma_backward(
+    grad_out, grad_lse, out, lse, far_out, far_lse, summaries, sums,
+    query, key, value, query_weight, query_upper, kw, ku, vw, vu, mask, seed, *geometry, **_,
+) -> int:  # fmt: skip
+    return 5 * _attend_product(query, query_weight, key, geometry) + 2 * _pools_product(query, query_weight, geometry)
+
+
 @register_flop_formula(torch.ops.fma_kernels.contract)
 def _contract(x, weight, axis, **_) -> int:
     return 2 * math.prod(x) * weight[1]  # every entry counts for all outputs of its block

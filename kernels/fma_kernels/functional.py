@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import ops
 from .backends import reference
 from .backends.selection import BACKENDS, choose
 from .checks import (
@@ -20,8 +21,7 @@ from .checks import (
     require_tokens,
 )
 from .hierarchy import Hierarchy
-from .ops import attend
-from .summaries import SummaryBasis, aggregate
+from .summaries import SummaryBasis, aggregate, cell_weights
 
 
 def fma(
@@ -93,16 +93,33 @@ def fma(
     if near_only:
         return _attention(query, key, value, None, None, None, hierarchy, **options)
 
-    def summarise(x: Tensor, basis: SummaryBasis | None, queries: bool = False) -> Tensor:
-        if basis is None:
-            basis = SummaryBasis(x.shape[1], x.shape[3], cell_size, rank, ndim=hierarchy.ndim, kind="mean")
-        # Direct bases have no fused kernel. The attention still runs on the backend that was asked for.
-        work = "torch" if basis.kind == "direct" else backend
-        tokens, mask = _of_grid(x, num_global_tokens), key_padding_mask
-        return aggregate(tokens, basis, hierarchy, key_padding_mask=mask, queries=queries, backend=work)
+    def mean(x: Tensor) -> SummaryBasis:
+        return SummaryBasis(x.shape[1], x.shape[3], cell_size, rank, ndim=hierarchy.ndim, kind="mean")
 
-    query_summaries = None if query_basis is None else summarise(query, query_basis, queries=True)
-    summaries = (query_summaries, summarise(key, key_basis), summarise(value, value_basis))
+    bases = (query_basis, key_basis or mean(key), value_basis or mean(value))
+    tokens = [_of_grid(x, num_global_tokens) for x in (query, key, value)]
+    work, scale = _choose(query, dropout_p, backend), _scale(query, scale)
+    if hierarchy.num_levels and work in ("triton", "cpp") and all(b is None or b.kind != "direct" for b in bases):
+        weights = [
+            None if basis is None else cell_weights(x, basis, hierarchy, queries=i == 0)
+            for i, (x, basis) in enumerate(zip(tokens, bases, strict=True))
+        ]
+        results = ops.fma(
+            *tokens, *weights, hierarchy, mask=key_padding_mask, scale=scale, group_bias=group_bias,
+            dropout_p=dropout_p, backend=work,
+        )  # fmt: skip
+        return _complete(
+            *results, query, key, value, scale=scale, key_padding_mask=key_padding_mask,
+            num_global_tokens=num_global_tokens, dropout_p=dropout_p, return_lse=return_lse,
+        )  # fmt: skip
+    summaries = [
+        # Direct bases have no fused kernel. The attention still runs on the backend that was asked for.
+        None if basis is None else aggregate(
+            x, basis, hierarchy, key_padding_mask=key_padding_mask, queries=i == 0,
+            backend="torch" if basis.kind == "direct" else backend,
+        )
+        for i, (x, basis) in enumerate(zip(tokens, bases, strict=True))
+    ]  # fmt: skip
     return _attention(query, key, value, *summaries, hierarchy, **options)
 
 
@@ -210,27 +227,27 @@ def _attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`fma_attention` of arguments that have been checked, in the dtype of autocast."""
     summaries = (query_summaries, key_summaries, value_summaries)
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = _scale(query, scale)
     if backend == "reference":
         out, lse = reference.attention(
             query, key, value, *summaries, hierarchy, scale=scale, group_bias=group_bias, mask=key_padding_mask,
             num_global_tokens=num_global_tokens, dropout_p=dropout_p,
         )  # fmt: skip
         return (out, lse.to(_sum_dtype(lse))) if return_lse else out
-    backend = choose("fma_attention", backend, query, cpp="attention weights are dropped" if dropout_p else None)
+    backend = _choose(query, dropout_p, backend)
     if hierarchy.num_levels == 0:
         if not return_lse:
             return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
         summaries = (None, None, None)  # all tokens are near
     tokens = (_of_grid(x, num_global_tokens) for x in (query, key, value))
-    out, lse = attend(
+    results = ops.attend(
         *tokens, *summaries, hierarchy, mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p,
         backend=backend,
     )  # fmt: skip
-    if num_global_tokens:
-        options = (scale, key_padding_mask, num_global_tokens, dropout_p, return_lse)
-        out, lse = _with_global_tokens(out, lse, query, key, value, *options)
-    return (out, lse) if return_lse else out
+    return _complete(
+        *results, query, key, value, scale=scale, key_padding_mask=key_padding_mask,
+        num_global_tokens=num_global_tokens, dropout_p=dropout_p, return_lse=return_lse,
+    )  # fmt: skip
 
 
 def fma_linear_attention(
@@ -266,23 +283,36 @@ def _of_grid(x: Tensor, num_global_tokens: int) -> Tensor:
     return x[:, :, num_global_tokens:] if num_global_tokens else x
 
 
-def _with_global_tokens(
+def _scale(query: Tensor, scale: float | None) -> float:
+    return query.shape[-1] ** -0.5 if scale is None else float(scale)
+
+
+def _choose(query: Tensor, dropout_p: float, backend: str) -> str:
+    if backend == "reference":
+        return backend
+    return choose("fma_attention", backend, query, cpp="attention weights are dropped" if dropout_p else None)
+
+
+def _complete(
     out: Tensor,
     lse: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    *,
     scale: float,
-    mask: Tensor | None,
+    key_padding_mask: Tensor | None,
     num_global_tokens: int,
     dropout_p: float,
     return_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Add the global tokens, as queries and as keys, to the output and log-sum-exp of the tokens of the grid."""
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Results over the tokens of the grid, completed by the global ones, as queries and as keys, if there are any."""
+    if not num_global_tokens:
+        return (out, lse) if return_lse else out
+    mask = key_padding_mask
     global_query, query = query.tensor_split([num_global_tokens], 2)
     global_out = _full_attention(global_query, key, value, scale, mask, dropout_p)
     with torch.autocast(query.device.type, enabled=False):  # sums stay in the precision that they are made in
-        global_lse = None
         if return_lse:
             readable = 0.0 if mask is None else _readable(mask, key.shape[2]).to(lse.dtype).log()
             global_lse = (global_query.to(lse.dtype) @ key.to(lse.dtype).mT * scale + readable).logsumexp(-1)
@@ -293,7 +323,7 @@ def _with_global_tokens(
         total = logits.logsumexp(-1)
         out = torch.lerp(out.to(lse.dtype), read, torch.sigmoid(total - lse)[..., None]).to(query.dtype)
         out = torch.cat([global_out, out], 2)
-        return out, torch.cat([global_lse, torch.logaddexp(total, lse)], 2) if return_lse else None
+        return (out, torch.cat([global_lse, torch.logaddexp(total, lse)], 2)) if return_lse else out
 
 
 def _full_attention(query, key, value, scale, mask, dropout_p, causal=False) -> Tensor:

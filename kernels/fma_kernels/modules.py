@@ -117,11 +117,9 @@ class CoreAttention(nn.Module):
         )  # fmt: skip
         if not torch.is_grad_enabled():
             return out
-        # Distributed training expects a gradient for every parameter, also for the weights of levels that this grid
-        # does not have. Sums of nothing give them zeros.
         hierarchy = Hierarchy(grid, self.cell_size, self.rank, causal=self.causal)
         unread = [parameter for basis in self._bases() for parameter in basis.unread(hierarchy)]
-        return out + sum(parameter[:0].sum() for parameter in unread).to(out.dtype) if unread else out
+        return _WithUnread.apply(out, *unread) if unread else out
 
     def resolve_grid(self, length: int, grid: Sequence[int] | None) -> tuple[int, ...]:
         """The grid of ``length`` tokens, global ones included: the given one, or that of a sequence.
@@ -165,6 +163,25 @@ class CoreAttention(nn.Module):
 
     def _bases(self) -> list[SummaryBasis]:
         return [basis for basis in (self.key_basis, self.value_basis, self.query_basis) if basis is not None]
+
+
+class _WithUnread(torch.autograd.Function):
+    """The output as it is; parameters that it was made without get gradients of zeros.
+
+    Distributed training expects a gradient for every parameter, also for the weights of levels that a grid has not.
+    """
+
+    @staticmethod
+    def forward(out: Tensor, *unread: Tensor) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        return grad, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
 
 
 class FMAttention(nn.Module):

@@ -255,8 +255,22 @@ def _pool(x: Tensor, basis: SummaryBasis, hierarchy: Hierarchy, level: int) -> T
     return x
 
 
+def cell_weights(
+    x: Tensor, basis: SummaryBasis, hierarchy: Hierarchy, queries: bool = False
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Weights of whole cells, the products of those of the axes, as :func:`fma_kernels.ops.pool` takes them.
+
+    Args:
+        x, basis, hierarchy, queries: as in :func:`aggregate`.
+
+    Raises:
+        ValueError: the basis belongs to another geometry.
+    """
+    _check_basis(basis, x, hierarchy, queries)
+    return _cell_weights(basis, hierarchy, x)
+
+
 def _cell_weights(basis: SummaryBasis, hierarchy: Hierarchy, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of whole cells, the products of those of the axes, as :func:`fma_kernels.ops.pool` takes them."""
     # One level above the first is needed even where it makes nothing.
     above = range(2, max(2, min(hierarchy.num_levels, basis.num_levels)) + 1)
     lowest = [basis.weight(axis, 1, like) for axis in range(basis.ndim)]

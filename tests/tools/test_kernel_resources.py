@@ -56,7 +56,7 @@ SPILL = """
 import sys
 from fma_kernels.backends.triton.attention_tilings import TILINGS, Tiling
 from helpers.tool_loader import load_tool
-TILINGS[4, 64] = (Tiling(64, 32, 8, 1),) * 4
+TILINGS[4, 64] = (Tiling(64, 32, 8, 1),) * 5
 del TILINGS[4, 128]
 sys.exit(load_tool("kernel_resources").main(["--kernels", "queries", "--arch", "80", "--cases", "plain", "--check"]))
 """

@@ -5,6 +5,7 @@ chunks or kernels that a backend works in.
 """
 
 from .attention import attend
+from .fma_operator import fma
 from .pooling import contract, pool, summary_counts
 
-__all__ = ["attend", "contract", "pool", "summary_counts"]
+__all__ = ["attend", "contract", "fma", "pool", "summary_counts"]

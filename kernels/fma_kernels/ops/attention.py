@@ -58,11 +58,21 @@ def attend(
     """
     tensors = (query, key, value, far_query, far_key, far_value)
     refuse_forward_mode(*(x for x in tensors if x is not None))
-    # Drawn from the global generator, so that seeds and activation checkpointing reproduce it; on the device, so that
-    # CUDA graphs draw anew with every replay.
-    seed = torch.randint(2**62, (1,), device=query.device) if dropout_p else None
+    seed = draw_seed(query.device) if dropout_p else None
     with torch.autocast(query.device.type, enabled=False):  # sums stay in the precision that they are made in
         return _attend(*tensors, mask, seed, *hierarchy.pack(), scale, group_bias, dropout_p, backend)[:2]
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """A seed for what is dropped.
+
+    It comes from the global generator, so that seeds and activation checkpointing reproduce it; on the device, so that
+    CUDA graphs draw anew with every replay.
+
+    Args:
+        device: where the tensors are.
+    """
+    return torch.randint(2**62, (1,), device=device)
 
 
 @torch.library.custom_op("fma_kernels::attend", mutates_args=())
@@ -87,18 +97,7 @@ def _attend(
     """Output and log-sum-exp of the tokens, then those of the query summaries, level after level, for the backward."""
     hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
     options = Options(scale=scale, group_bias=group_bias, mask=mask, dropout_p=dropout_p, seed=seed)
-    far_out, far_lse = _empty_levels(query, far_query)
-    with _backend(backend, query) as work:
-        if far_query is None:
-            level_pass, keys, values = _single_pass(hierarchy, key, value, far_key, far_value)
-            return *work.forward(level_pass, query, keys, values, options), far_out, far_lse
-        levels = _by_level(hierarchy, far_query, far_key, far_value)
-        results = [*_levels(hierarchy, far_out, far_lse, query)]
-        for level in reversed(hierarchy.levels):
-            q, k, v = levels[level - 1]
-            carry = work.forward(LevelPass(hierarchy, level, far=False), q, [k], [v], options, into=results[level - 1])
-            options = options.carrying(*carry)
-        return *work.forward(LevelPass(hierarchy, 0, far=False), query, [key], [value], options), far_out, far_lse
+    return attend_forward((query, key, value), (far_query, far_key, far_value), hierarchy, options, backend)
 
 
 @torch.library.custom_op("fma_kernels::attend_backward", mutates_args=())
@@ -129,18 +128,59 @@ def _attend_backward(
     """Gradients of query, key, value, then of query, key and value summaries if there are any."""
     hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
     options = Options(scale=scale, group_bias=group_bias, mask=mask, dropout_p=dropout_p, seed=seed)
+    tokens, summaries = (query, key, value), (far_query, far_key, far_value)
+    results = (out, lse, far_out, far_lse)
+    return attend_backward(grad_out, grad_lse, results, tokens, summaries, hierarchy, options, backend)
+
+
+#: Query, key and value; those of summaries may be None.
+Triple = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def attend_forward(
+    tokens: Triple, summaries: Triple, hierarchy: Hierarchy, options: Options, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The work of :func:`attend`: the four results of its operator."""
+    (query, key, value), (far_query, far_key, far_value) = tokens, summaries
+    far_out, far_lse = empty_levels(query, None if far_query is None else hierarchy)
+    with _backend(backend, query) as work:
+        if far_query is None:
+            level_pass, keys, values = _single_pass(hierarchy, key, value, far_key, far_value)
+            return *work.forward(level_pass, query, keys, values, options), far_out, far_lse
+        levels = _by_level(hierarchy, far_query, far_key, far_value)
+        results = [*_levels(hierarchy, far_out, far_lse, query)]
+        for level in reversed(hierarchy.levels):
+            q, k, v = levels[level - 1]
+            carry = work.forward(LevelPass(hierarchy, level, far=False), q, [k], [v], options, into=results[level - 1])
+            options = options.carrying(*carry)
+        return *work.forward(LevelPass(hierarchy, 0, far=False), query, [key], [value], options), far_out, far_lse
+
+
+def attend_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    results: tuple[Tensor, Tensor, Tensor, Tensor],
+    tokens: Triple,
+    summaries: Triple,
+    hierarchy: Hierarchy,
+    options: Options,
+    backend: str,
+) -> list[Tensor]:
+    """Gradients of :func:`attend_forward`, contiguous: of the tokens, then of those summaries that there are."""
+    out, lse, far_out, far_lse = results
+    (query, key, value), (far_query, far_key, far_value) = tokens, summaries
     with _backend(backend, query) as work:
         if far_query is None:
             level_pass, keys, values = _single_pass(hierarchy, key, value, far_key, far_value)
             return work.backward(level_pass, grad_out, grad_lse, out, lse, query, keys, values, options)
         levels = _by_level(hierarchy, far_query, far_key, far_value)
         inputs = [(query, key, value), *levels]
-        results = [(out, lse), *_levels(hierarchy, far_out, far_lse, query)]
+        by_level = [(out, lse), *_levels(hierarchy, far_out, far_lse, query)]
         grads = []
         for level in range(hierarchy.num_levels + 1):  # fine to coarse: each passes on the gradient of what it carried
-            carried = options.carrying(*results[level + 1]) if level < hierarchy.num_levels else options
+            carried = options.carrying(*by_level[level + 1]) if level < hierarchy.num_levels else options
             (q, k, v), level_pass = inputs[level], LevelPass(hierarchy, level, far=False)
-            grad = work.backward(level_pass, grad_out, grad_lse, *results[level], q, [k], [v], carried)
+            grad = work.backward(level_pass, grad_out, grad_lse, *by_level[level], q, [k], [v], carried)
             grads.append(grad[:3])
             if level < hierarchy.num_levels:
                 grad_out, grad_lse = grad[3:]
@@ -175,10 +215,15 @@ def _by_level(hierarchy: Hierarchy, *summaries: Tensor) -> list[tuple[Tensor, ..
     return [*zip(*(x.split(hierarchy.level_sizes, 2) for x in summaries), strict=True)]
 
 
-def _empty_levels(query: Tensor, far_query: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Buffers of results of all levels, one after the other, in the precision of sums: they are carried on."""
+def empty_levels(query: Tensor, hierarchy: Hierarchy | None) -> tuple[Tensor, Tensor]:
+    """Buffers of results of all levels, one after the other, in the precision of sums: they are carried on.
+
+    Args:
+        query: the tokens, (B, H, N, d).
+        hierarchy: geometry of the levels; None: there are none.
+    """
     dtype = torch.promote_types(query.dtype, torch.float32)
-    size = 0 if far_query is None else far_query.shape[0] * far_query.shape[1] * far_query.shape[2]
+    size = 0 if hierarchy is None else query.shape[0] * query.shape[1] * hierarchy.num_summaries
     return query.new_empty(size * query.shape[-1], dtype=dtype), query.new_empty(size, dtype=dtype)
 
 
@@ -192,9 +237,10 @@ def _levels(hierarchy: Hierarchy, out: Tensor, lse: Tensor, query: Tensor) -> It
 
 
 @_attend.register_fake
-def _(query, key, value, far_query, *_):
+def _(query, key, value, far_query, far_key, far_value, mask, seed, grid, cell_size, rank, causal, *_):
     lse = query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
-    return query.new_empty(query.shape), lse, *_empty_levels(query, far_query)
+    hierarchy = None if far_query is None else Hierarchy.unpack(grid, cell_size, rank, causal)
+    return query.new_empty(query.shape), lse, *empty_levels(query, hierarchy)
 
 
 @_attend_backward.register_fake

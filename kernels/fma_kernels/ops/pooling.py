@@ -69,10 +69,11 @@ def _pool(
     keep: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    pyramid = Pyramid(Hierarchy.unpack(grid, cell_size, rank, causal), windows)
-    with _backend(backend, x) as work:
-        out, sums = work.forward(*_dense(x, weight, upper, mask), pyramid, keep)
-    return out, sums if keep else sums.new_empty(0)
+    hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
+    out = x.new_empty(*x.shape[:2], hierarchy.num_summaries, x.shape[3])
+    sums = torch.empty_like(out, dtype=torch.float32) if keep else out.new_empty(0, dtype=torch.float32)
+    pool_forward(x, weight, upper, mask, Pyramid(hierarchy, windows), out, sums if keep else None, backend)
+    return out, sums
 
 
 @torch.library.custom_op("fma_kernels::pool_backward", mutates_args=())
@@ -91,8 +92,52 @@ def _pool_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     pyramid = Pyramid(Hierarchy.unpack(grid, cell_size, rank, causal), windows)
+    return pool_backward(grad, x, weight, upper, mask, sums, pyramid, backend)
+
+
+def pool_forward(
+    x: Tensor,
+    weight: Tensor,
+    upper: Tensor,
+    mask: Tensor | None,
+    pyramid: Pyramid,
+    out: Tensor,
+    sums: Tensor | None,
+    backend: str,
+) -> None:
+    """The work of :func:`pool`, into ``out``.
+
+    Args:
+        x, weight, upper, mask: as in :func:`pool`.
+        pyramid: geometry with at least one level.
+        out: room for the summaries, (B, H, S, d) in the dtype of ``x``, contiguous.
+        sums: room for the same without their factors in float32, which the gradients need; or None.
+        backend: "triton" or "cpp".
+    """
     with _backend(backend, x) as work:
-        return work.backward(grad.contiguous(), *_dense(x, weight, upper, mask), sums, pyramid)
+        work.forward(*_dense(x, weight, upper, mask), pyramid, out, sums)
+
+
+def pool_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    upper: Tensor,
+    mask: Tensor | None,
+    sums: Tensor,
+    pyramid: Pyramid,
+    backend: str,
+    add_to: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`pool_forward` with respect to ``x``, ``weight`` and ``upper``.
+
+    Args:
+        grad: of the summaries, (B, H, S, d).
+        x, weight, upper, mask, pyramid, sums, backend: as in the forward pass.
+        add_to: a gradient of ``x``, contiguous, that this one is added to; it is the first result then.
+    """
+    with _backend(backend, x) as work:
+        return work.backward(grad.contiguous(), *_dense(x, weight, upper, mask), sums, pyramid, add_to)
 
 
 @contextmanager

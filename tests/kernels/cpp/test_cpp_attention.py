@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers.attention_problems import make_problem, problems
 from helpers.tensors import random
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fma_kernels import FMAttention, Hierarchy, SummaryBasis, fma, fma_attention, ops, summaries
+from fma_kernels import CoreAttention, FMAttention, Hierarchy, SummaryBasis, fma, fma_attention, ops, summaries
 from fma_kernels.backends.cpp import attention as fused
 from fma_kernels.backends.cpp import library
 from fma_kernels.backends.level_pass import LevelPass
@@ -185,6 +185,54 @@ def test_extra_memory_is_scratch_alone():
     assert results <= peak_mib(step, torch.device("cpu")) <= 1.05 * results
 
 
+def test_extra_memory_of_summaries_and_attention():
+    """The gradients by way of the summaries are added in place: no further tensor as large as the keys."""
+    from fma_kernels.measure import peak_mib
+
+    module = CoreAttention(8, 64, cell_size=64, rank=4, num_levels=8, backend="cpp")
+    x = [torch.randn(1, 8, 16384, 64, requires_grad=True) for _ in range(3)]
+    grad = torch.randn(1, 8, 16384, 64)
+    module(*x)
+
+    def step():
+        module(*x).backward(grad)
+
+    results = sum(part.nbytes for part in (*x, grad)) / 2**20
+    assert results <= peak_mib(step, torch.device("cpu")) <= 1.3 * results  # summaries are an eighth
+
+
+@settings(max_examples=60)
+@given(problems(), st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_summaries_and_attention_in_one_operator(problem, dim, dtype):
+    """The same bits as by two operators; in the gradients the sum of both parts is rounded otherwise."""
+    hierarchy = problem.hierarchy
+    assume(problem.attends != "near" and problem.bases[0].kind != "direct")
+    problem = make_problem(
+        hierarchy, kind=problem.bases[0].kind, share_heads=problem.bases[0].share_heads, dim=dim,
+        masked=problem.mask is not None, group_bias=problem.group_bias, attends=problem.attends,
+        num_global_tokens=problem.num_global_tokens,
+    )  # fmt: skip
+    problem, _ = in_float32(problem)
+    problem.tensors = [x.detach().to(dtype).requires_grad_() for x in problem.tensors]
+    query, key, value = problem.bases
+    bases = dict(query_basis=query if problem.attends == "fma_linear" else None, key_basis=key, value_basis=value)
+    together = fma(
+        *problem.tensors, grid=hierarchy.grid, cell_size=hierarchy.cell_size, rank=hierarchy.rank,
+        causal=hierarchy.causal, **bases, group_bias=problem.group_bias, key_padding_mask=problem.mask,
+        num_global_tokens=problem.num_global_tokens, return_lse=True, backend="cpp",
+    )  # fmt: skip
+    apart, made = problem.attention("cpp", return_lse=True), []
+    for out, lse in (together, apart):
+        total = out.float().square().sum() + lse.masked_fill(lse == -math.inf, 0).sum()
+        made.append(torch.autograd.grad(total, problem.leaves, allow_unused=True))
+    assert torch.equal(together[0], apart[0]) and torch.equal(together[1], apart[1])
+    for mine, theirs in zip(*made, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            rounding = 4 * torch.finfo(dtype).eps * theirs.abs().max().item()
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=rounding)
+
+
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
 def test_the_operators_keep_their_contract(masked):
     """Schema, shapes, strides and dtypes under tracing, gradients: PyTorch's own checks."""
@@ -197,6 +245,9 @@ def test_the_operators_keep_their_contract(masked):
         torch.library.opcheck(ops.attention._attend, inputs)
     weights = [w.detach().requires_grad_() for w in summaries._cell_weights(SummaryBasis(2, 16, 8, 2), hierarchy, x[0])]
     torch.library.opcheck(ops.pooling._pool, (x[0], *weights, mask, *hierarchy.pack(), False, True, "cpp"))
+    for of_queries in (weights, [None, None]):
+        inputs = (*x, *of_queries, *weights, *weights, mask, None, *hierarchy.pack(), 0.5, True, 0.0, True, "cpp")
+        torch.library.opcheck(ops.fma_operator._fma, inputs)
 
 
 @ALL
@@ -237,6 +288,6 @@ def test_dropout_falls_back_and_says_so():
 )
 def test_says_why_the_kernels_cannot_run(options, reason):
     x = torch.randn(3, 1, 2, 100, options.get("dim", 16), dtype=options.get("dtype", torch.float32))
-    with pytest.raises(ValueError, match=f"backend='cpp': expected another one for aggregate: {reason}"):
+    with pytest.raises(ValueError, match=f"backend='cpp': expected another one for fma_attention: {reason}"):
         fma(*x, cell_size=8, backend="cpp")
     assert fma(*x, cell_size=8).isfinite().all()

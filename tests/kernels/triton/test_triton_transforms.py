@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from fma_kernels import FMAttention, Hierarchy
+from fma_kernels import FMAttention, Hierarchy, SummaryBasis, aggregate, fma, fma_attention
 from fma_kernels.ops import attention
 
 pytest.importorskip("triton")
@@ -46,6 +46,43 @@ def test_the_operator_keeps_its_contract(masked):
     for summaries in (far, [None, *far[1:]], [None] * 3):
         inputs = (*x, *summaries, mask, None, *h, 0.5, True, 0.0, "triton")
         torch.library.opcheck(attention._attend, inputs)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("kind", ["fma", "fma_linear"])
+def test_small_summaries_and_attention_in_one_operator(kind, causal):
+    """The same numbers as by two operators, with dropout too; the gradients are added in place."""
+    grid, options = (40,), dict(cell_size=8, rank=2, causal=causal)
+    hierarchy = Hierarchy(grid, **options)
+    x = [torch.randn(2, 2, 40, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
+    bases = [SummaryBasis(2, 16, 8, 2, num_levels=3, causal_queries=causal and i == 0).to(DEVICE) for i in range(3)]
+    for parameter in (p for basis in bases for p in basis.parameters()):
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    query, key, value = bases
+    query = query if kind == "fma_linear" else None
+    mask = torch.arange(40, device=DEVICE).expand(2, -1) % 5 == 1
+    shared = dict(key_padding_mask=mask, dropout_p=0.2, return_lse=True, backend="triton")
+    pool = dict(key_padding_mask=mask, backend="triton")
+
+    def together():
+        return fma(*x, query_basis=query, key_basis=key, value_basis=value, **options, **shared)
+
+    def apart():
+        queries = None if query is None else aggregate(x[0], query, hierarchy, queries=True, **pool)
+        summaries = [aggregate(part, basis, hierarchy, **pool) for part, basis in zip(x[1:], (key, value), strict=True)]
+        return fma_attention(*x, *summaries, hierarchy, query_summaries=queries, **shared)
+
+    leaves = [*x, *(p for basis in bases if basis is not None for p in basis.parameters())]
+    made = []
+    for function in (together, apart):
+        torch.manual_seed(3)
+        out, lse = function()
+        total = out.square().sum() + lse.masked_fill(lse.isinf(), 0).sum()
+        made.append([out.detach(), lse.detach(), *torch.autograd.grad(total, leaves, allow_unused=True)])
+    for mine, theirs in zip(*made, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
 @KINDS
@@ -90,7 +127,7 @@ def test_exports_with_any_batch_size(kind):
     dynamic = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
     program = torch.export.export(model, (tokens(batch=3).detach(),), dynamic_shapes=dynamic)
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
-    assert any("fma_kernels.attend" in str(node.target) for graph in graphs for node in graph.nodes)
+    assert any("fma_kernels.fma" in str(node.target) for graph in graphs for node in graph.nodes)
     x = tokens(batch=2)
     torch.testing.assert_close(program.module()(x), model(x))
 
@@ -113,7 +150,7 @@ def test_activation_checkpointing_repeats_the_same_dropout():
         if save is None:
             out = module(x, (40,))
         else:
-            op = torch.ops.fma_kernels.attend.default
+            op = torch.ops.fma_kernels.fma.default
             policy = lambda _, f, *args, save=save, op=op, **options: (  # noqa: E731
                 save if f is op else CheckpointPolicy.PREFER_RECOMPUTE
             )

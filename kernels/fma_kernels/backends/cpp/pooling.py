@@ -16,8 +16,14 @@ CPU = torch.device("cpu")
 
 
 def forward(
-    x: Tensor, weight: Tensor, upper: Tensor, mask: Tensor | None, pyramid: Pyramid, all_sums: bool
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    weight: Tensor,
+    upper: Tensor,
+    mask: Tensor | None,
+    pyramid: Pyramid,
+    out: Tensor,
+    sums: Tensor | None,
+) -> None:
     """See :func:`fma_kernels.ops.pool`.
 
     Args:
@@ -26,39 +32,49 @@ def forward(
         upper: (levels, H or 1, summaries, fanout * summaries, d) float32, contiguous.
         mask: (B, N) bool, contiguous, or None.
         pyramid: geometry with at least one level.
-        all_sums: make the second result.
-
-    Returns:
-        Summaries (B, H, S, d) in the dtype of ``x``, and the same without their factors in float32.
+        out: the summaries go here, (B, H, S, d) in the dtype of ``x``, contiguous.
+        sums: if given, the same without their factors go here, in float32.
     """
-    out = torch.empty(*x.shape[:2], pyramid.hierarchy.num_summaries, x.shape[3], dtype=torch.float32)
-    sums = torch.empty_like(out) if all_sums else out
     if out.numel():
+        made = out if out.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32)
         geometry, inputs = _geometry(pyramid), _inputs(x, weight, upper, mask, pyramid)
-        library.load().fma_pool(byref(geometry), byref(inputs), pointer(sums), pointer(out), library.threads())
-    return out.to(x.dtype), sums
+        into = made if sums is None else sums
+        library.load().fma_pool(byref(geometry), byref(inputs), pointer(into), pointer(made), library.threads())
+        if made is not out:
+            out.copy_(made)
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, upper: Tensor, mask: Tensor | None, sums: Tensor, pyramid: Pyramid
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    upper: Tensor,
+    mask: Tensor | None,
+    sums: Tensor,
+    pyramid: Pyramid,
+    add_to: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`forward` with respect to ``x``, ``weight`` and ``upper``, from those of the summaries.
 
     Args:
         grad: (B, H, S, d) in the dtype of ``x``, contiguous.
         x, weight, upper, mask, pyramid: as in the forward pass.
-        sums: second result of the forward pass.
+        sums: those of the forward pass.
+        add_to: a gradient of ``x`` to add this one to, contiguous, in the dtype of ``x``.
     """
+    add = add_to is not None and add_to.dtype == torch.float32
     # Windows leave out the tokens behind the last one.
-    grad_x = (torch.zeros if pyramid.windows else torch.empty)(x.shape, dtype=torch.float32)
+    grad_x = add_to if add else (torch.zeros if pyramid.windows else torch.empty)(x.shape, dtype=torch.float32)
     grad_weight, grad_upper = torch.zeros_like(weight), torch.zeros_like(upper)
     if grad_x.numel():
         geometry, inputs = _geometry(pyramid), _inputs(x, weight, upper, mask, pyramid)
         gradients = PoolGradients(
             grad=grad.float(), sums=sums, grad_sums=torch.empty_like(sums), x=grad_x, weight=grad_weight,
-            upper=grad_upper,
+            upper=grad_upper, add=add,
         )  # fmt: skip
         library.load().fma_pool_backward(byref(geometry), byref(inputs), byref(gradients), library.threads())
+    if add_to is not None and not add:
+        grad_x = add_to.add_(grad_x)
     return grad_x.to(x.dtype), grad_weight, grad_upper
 
 

@@ -75,7 +75,10 @@ class PoolInputs(_Named):
 
 
 class PoolGradients(_Named):
-    _fields_ = [(name, c_void_p) for name in ("grad", "sums", "grad_sums", "x", "weight", "upper")]
+    _fields_ = [
+        *((name, c_void_p) for name in ("grad", "sums", "grad_sums", "x", "weight", "upper")),
+        ("add", c_int32),
+    ]
 
 
 def strides(x: Tensor) -> Strides:

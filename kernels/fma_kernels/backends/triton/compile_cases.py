@@ -190,6 +190,6 @@ def _pooling(name: str, pyramid: Pyramid, dtype: str, dim: int) -> Iterator[Case
     yield case("spread gradients", pooling_kernels.spread_gradients, dict(block, **missing), **tokens)
     kernel = pooling_kernels.input_gradients
     size = dict(INPUTS=pyramid.taps, BLOCK=pooling.input_block(pyramid.taps, cfg.part))
-    yield case("gradients of tokens", kernel, dict(constants, **size), **tokens)
+    yield case("gradients of tokens", kernel, dict(constants, **size, ADD=True), **tokens)
     size = dict(INPUTS=above, BLOCK=pooling.input_block(above, cfg.part))
-    yield case("gradients of summaries", kernel, dict(constants, **size, MASK=None, GRAD_X=None), **sums)
+    yield case("gradients of summaries", kernel, dict(constants, **size, MASK=None, GRAD_X=None, ADD=False), **sums)

@@ -53,8 +53,14 @@ def input_block(inputs: int, part: int) -> int:
 
 
 def forward(
-    x: Tensor, weight: Tensor, upper: Tensor, mask: Tensor | None, pyramid: Pyramid, all_sums: bool
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    weight: Tensor,
+    upper: Tensor,
+    mask: Tensor | None,
+    pyramid: Pyramid,
+    out: Tensor,
+    sums: Tensor | None,
+) -> None:
     """See :func:`fma_kernels.ops.pool`.
 
     Args:
@@ -63,17 +69,14 @@ def forward(
         upper: (levels, H or 1, summaries, fanout * summaries, d) float32, contiguous.
         mask: (B, N) bool, contiguous, or None.
         pyramid: geometry with at least one level.
-        all_sums: make the second result.
-
-    Returns:
-        Summaries (B, H, S, d) in the dtype of ``x``, and the same without their scale in float32.
+        out: the summaries go here, (B, H, S, d) in the dtype of ``x``, contiguous.
+        sums: if given, the same without their factors go here, in float32.
     """
     batch, heads, _, dim = x.shape
-    hierarchy = pyramid.hierarchy
-    out = x.new_empty(batch, heads, hierarchy.num_summaries, dim)
-    sums = torch.empty_like(out, dtype=torch.float32)
+    hierarchy, all_sums = pyramid.hierarchy, sums is not None
+    sums = torch.empty_like(out, dtype=torch.float32) if sums is None else sums
     if not out.numel():
-        return out, sums
+        return
     table, cfg = tables(pyramid, x.device), config(dim, pyramid.summaries, pyramid.fanout)
     scale = summary_scale(pyramid, mask, x.device)
     for launch in launches(pyramid, cfg.levels, cfg.tops, x.device):
@@ -90,28 +93,37 @@ def forward(
             LEAVES=leaves, FANOUT=pyramid.fanout, VECTOR=_vector(source), ALL_SUMS=all_sums,
             num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
-    return out, sums
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, upper: Tensor, mask: Tensor | None, sums: Tensor, pyramid: Pyramid
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    upper: Tensor,
+    mask: Tensor | None,
+    sums: Tensor,
+    pyramid: Pyramid,
+    add_to: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`forward` with respect to ``x``, ``weight`` and ``upper``, from those of the summaries.
 
     Args:
         grad: (B, H, S, d) in the dtype of ``x``, contiguous.
         x, weight, upper, mask, pyramid: as in the forward pass.
-        sums: second result of the forward pass.
+        sums: those of the forward pass.
+        add_to: a gradient of ``x`` to add this one to, contiguous, in the dtype of ``x``.
     """
-    # Windows leave out the tokens behind the last one.
-    grad_x = (torch.zeros if pyramid.windows else torch.empty)(x.shape, dtype=x.dtype, device=x.device)
+    grad_x = add_to
+    if grad_x is None:  # windows leave out the tokens behind the last one
+        grad_x = (torch.zeros if pyramid.windows else torch.empty)(x.shape, dtype=x.dtype, device=x.device)
     if not grad_x.numel():
         return grad_x, torch.zeros_like(weight), torch.zeros_like(upper)
     grad_sums = _spread(grad, upper, mask, pyramid, len(weight) < x.shape[1])
     table, cells = tables(pyramid, x.device), pyramid.num_cells
     grad_weight = _input_gradients(
-        x, mask, grad_sums, weight, grad_x, table.tokens, pyramid, first_cell=0, bounds=(0, cells[0])
-    )
+        x, mask, grad_sums, weight, grad_x, table.tokens, pyramid, first_cell=0, bounds=(0, cells[0]),
+        add=add_to is not None,
+    )  # fmt: skip
     starts = [sum(cells[1:level]) for level in range(1, 1 + min(len(upper), len(cells)))]
     bounds = (*starts, *[sum(cells[1:])] * (len(upper) + 1 - len(starts)))
     grad_upper = _input_gradients(
@@ -148,6 +160,7 @@ def _input_gradients(
     pyramid: Pyramid,
     first_cell: int,
     bounds: tuple[int, ...],
+    add: bool = False,
 ) -> Tensor:
     """Write the gradient of the inputs ``x`` of cells, if wanted, and return that of their weights by group."""
     batch, heads, tokens, dim = x.shape
@@ -162,7 +175,7 @@ def _input_gradients(
     kernels.input_gradients[(programs * groups * splits,)](
         x, _bytes(mask), grad_sums, weight, grad_x, parts, input_rows, tables(pyramid, x.device).rows,
         _bounds(bounds, x.device), *_strides(x), tokens, grad_sums.shape[2], batch, heads, splits, first_cell,
-        **kernel_constants(pyramid, dim, cfg, shared), INPUTS=inputs, BLOCK=block, VECTOR=_vector(x),
+        **kernel_constants(pyramid, dim, cfg, shared), INPUTS=inputs, BLOCK=block, VECTOR=_vector(x), ADD=add,
         num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return parts.sum((1, 2), keepdim=True).squeeze(1) if shared else parts.sum(1)

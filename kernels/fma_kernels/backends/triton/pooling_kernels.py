@@ -219,13 +219,13 @@ def input_gradients(
     X, MASK, GRAD_SUMS, WEIGHT, GRAD_X, GRAD_WEIGHT, INPUT_ROWS, ROWS, BOUNDS,
     x_batch, x_head, x_row, tokens, rows, batches, heads, splits, first_cell,
     DIM: tl.constexpr, INPUTS: tl.constexpr, SUMMARIES: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
-    CHANNELS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr,
+    CHANNELS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the inputs of cells and of their weights, BLOCK inputs of every cell of a split.
 
     A split is one of ``splits`` runs over the cells of a group, those between two BOUNDS of which the rows of
     INPUT_ROWS are numbered, and over the batch. It leaves its sum in GRAD_WEIGHT (groups, splits, H, SUMMARIES, INPUTS,
-    DIM). GRAD_X (B, H, tokens, DIM) may be None.
+    DIM). GRAD_X (B, H, tokens, DIM) may be None; with ADD, what it holds is added to.
     """
     PARTS: tl.constexpr = SUMMARIES // PART
     CHUNKS: tl.constexpr = (DIM + CHANNELS - 1) // CHANNELS
@@ -293,7 +293,10 @@ def input_gradients(
                         grad_x += weight * grad[None, :]
                 if MASK is not None:
                     grad_x = tl.where(exists[:, None], grad_x, 0.0)
-                _store_rows(GRAD_X + (batch * heads + head) * tokens * DIM, row, channel, grad_x, DIM)
+                own = GRAD_X + (batch * heads + head) * tokens * DIM
+                if ADD:
+                    grad_x += _load_rows(own, row, DIM, channel, DIM).to(tl.float32)
+                _store_rows(own, row, channel, grad_x, DIM)
         cell = next_cell
         batch = next_batch
 

@@ -14,7 +14,7 @@ struct Pass {
     const int32_t *query_first, *query_rows;
     const int32_t* key_cells;  // (cells, slots)
     const int32_t *key_first, *key_rows;
-    const float* bias;  // (batch or 1, keys + far), added to logits in units of log 2; -inf = does not exist
+    const float* bias;  // (batch or 1, keys + far), added to logits, in units of log 2; -inf = does not exist
     int64_t bias_stride;
     const int32_t* carry_rows;  // (queries,) row of the carry that a query starts from, or null
     int32_t carries;
@@ -59,7 +59,7 @@ struct KeyList {
             for (int k = first; k < pass.key_first[key_cell + 1]; k++) {
                 const int r = pass.key_rows[k];
                 if (bias_of[r] == -INF) continue;
-                row[count] = r, place[count] = k - first, bias[count] = bias_of[r], count++;
+                row[count] = r, place[count] = k - first, bias[count] = bias_of[r] * LN_2, count++;
             }
         }
         if (!pass.causal) own = count;  // no key has to be compared with the query
@@ -181,12 +181,14 @@ template <int N>
 NOINLINE void output_tile(
     const float* columns, int stride, const float* const* rows, int at, int n, float* out, int out_stride
 ) {
-    Vec sums[N][2];
-#pragma GCC unroll 8
-    for (int r = 0; r < N; r++) sums[r][0] = load(out + r * out_stride), sums[r][1] = load(out + r * out_stride + W);
+    Vec sums[N][2] = {};  // from zero: small terms would lose their last bits to what is large already, such as a carry
     multiply_columns<N>(columns, stride, rows, at, n, sums);
 #pragma GCC unroll 8
-    for (int r = 0; r < N; r++) store(out + r * out_stride, sums[r][0]), store(out + r * out_stride + W, sums[r][1]);
+    for (int r = 0; r < N; r++)
+        for (int j = 0; j < 2; j++) {
+            float* y = out + r * out_stride + j * W;
+            store(y, load(y) + sums[r][j]);
+        }
 }
 
 // Rows of one head.
@@ -222,7 +224,6 @@ static void forward(const Pass& pass, const Inputs& in, float* out, Strides out_
     const Sizes size(pass, in.dim);
     const int dim = in.dim, chunk = smaller(FORWARD_KEYS, size.keys), stride = size.stride, padded = size.padded;
     const long heads = (long)in.batch * in.heads, items = heads * pass.cells;
-    const float scale = in.scale * LOG2_E;  // logits are in units of log 2
     const size_t scratch = 3ul * size.keys + 2ul * size.lanes * padded + (size_t)chunk * (stride + padded + 8) + 4ul * size.lanes;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -255,9 +256,8 @@ static void forward(const Pass& pass, const Inputs& in, float* out, Strides out_
                     for (int t = 0; t < n; t++) {
                         const long from = head * pass.carries + pass.carry_rows[own[tile + t]];
                         if (in.carry_lse[from] == -INF) continue;
-                        const double exact = in.carry_lse[from] * (double)LOG2_E;
-                        peak[t] = exact, total[t] = std::exp2(exact - peak[t]);
-                        for (int c = 0; c < dim; c++) result[(long)t * padded + c] = in.carry[from * dim + c] * total[t];
+                        peak[t] = in.carry_lse[from], total[t] = 1;
+                        memcpy(result + (long)t * padded, in.carry + from * dim, sizeof(float) * dim);
                     }
                 const int readable = list.before(tile + n);
                 for (int first = 0; first < readable; first += chunk) {
@@ -277,11 +277,11 @@ static void forward(const Pass& pass, const Inputs& in, float* out, Strides out_
                             if (masked) memcpy(unused, peak + t, sizeof(unused));
                             const float* q = queries + (long)t * dim;
                             if (n - t <= W) {
-#define CALL(N) logits_tile<N, 1>(keys + i, q, dim, scale, list.bias + first + i, at, stride, most)
+#define CALL(N) logits_tile<N, 1>(keys + i, q, dim, in.scale, list.bias + first + i, at, stride, most)
                                 FOR_ROWS(height, CALL)
 #undef CALL
                             } else {
-#define CALL(N) logits_tile<N, 2>(keys + i, q, dim, scale, list.bias + first + i, at, stride, most)
+#define CALL(N) logits_tile<N, 2>(keys + i, q, dim, in.scale, list.bias + first + i, at, stride, most)
                                 FOR_ROWS(height, CALL)
 #undef CALL
                             }
@@ -297,14 +297,14 @@ static void forward(const Pass& pass, const Inputs& in, float* out, Strides out_
                     // The sums so far are those of the peak before.
                     for (int t = 0; t < n; t += W) {
                         Vec most = load(peak + t), finite = maximum(most, broadcast(-1e30f));  // -inf - -inf is no number
-                        Vec shrink = exp2(load(before + t) - finite), sum = load(total + t) * shrink;
+                        Vec shrink = exp(load(before + t) - finite), sum = {};
                         for (int i = 0; i < m; i++) {
                             float* at = weights + (long)i * stride + t;
-                            Vec p = exp2(load(at) - finite);
+                            Vec p = exp(load(at) - finite);
                             store(at, p);
                             sum += p;
                         }
-                        store(total + t, sum);
+                        store(total + t, load(total + t) * shrink + sum);
                         float factors[W];
                         store(factors, shrink);
                         if (first || in.carry)
@@ -330,8 +330,8 @@ static void forward(const Pass& pass, const Inputs& in, float* out, Strides out_
                 for (int t = 0; t < n; t++) {
                     const int r = own[tile + t];
                     const bool reads = total[t] > 0;
-                    // In double precision, so that the backward pass finds the weights that these are.
-                    lse[head * pass.queries + r] = reads ? float((std::log2((double)total[t]) + peak[t]) / (double)LOG2_E) : -INF;
+                    // Rounded once: the backward pass finds the weights of these logits by it.
+                    lse[head * pass.queries + r] = reads ? float(std::log((double)total[t]) + peak[t]) : -INF;
                     const Vec share = broadcast(reads ? 1 / total[t] : 0);
                     float *y = head_out + r * out_at.row, *x = result + (long)t * padded;
                     int c = 0;
@@ -349,7 +349,7 @@ static void forward(const Pass& pass, const Inputs& in, float* out, Strides out_
 template <int N, int VECTORS>
 NOINLINE void gradient_tile(
     const float* const* keys, const float* const* values, const float* queries, const float* grads, int dim, float scale,
-    const float* bias, const float* lse, const float* lse_rest, const float* delta, float* weights, float* slopes, int stride
+    const float* bias, const float* lse, const float* delta, float* weights, float* slopes, int stride
 ) {
     Vec sums[N][VECTORS] = {};
     multiply_rows<N, VECTORS>(keys, queries, dim, sums);
@@ -357,7 +357,7 @@ NOINLINE void gradient_tile(
     for (int r = 0; r < N; r++)
         for (int j = 0; j < VECTORS; j++) {
             Vec logit = sums[r][j] * broadcast(scale) + broadcast(bias[r]);
-            store(weights + (long)r * stride + j * W, exp2(logit - load(lse + j * W) - load(lse_rest + j * W)));
+            store(weights + (long)r * stride + j * W, exp(logit - load(lse + j * W)));
             sums[r][j] = Vec{};
         }
     multiply_rows<N, VECTORS>(values, grads, dim, sums);
@@ -396,7 +396,6 @@ static void backward(const Pass& pass, const Inputs& in, const Gradients& grad, 
     const Sizes size(pass, in.dim);
     const int dim = in.dim, chunk = smaller(BACKWARD_KEYS, size.keys), stride = size.stride, padded = size.padded;
     const long heads = (long)in.batch * in.heads, items = heads * grad.ranges;
-    const float scale = in.scale * LOG2_E;
     const size_t scratch = 3ul * size.keys + 5ul * size.lanes * padded + (size_t)chunk * (2 * stride + padded + 16) + 4ul * size.lanes;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -412,7 +411,7 @@ static void backward(const Pass& pass, const Inputs& in, const Gradients& grad, 
         float* weights = memory.take<float>((long)chunk * stride);
         float* slopes = memory.take<float>((long)chunk * stride);
         float* spare = memory.take<float>((long)chunk * padded);
-        float *lse = memory.take<float>(size.lanes), *lse_rest = memory.take<float>(size.lanes);
+        float* lse = memory.take<float>(size.lanes);
         float* delta = memory.take<float>(size.lanes);
         const float **keys = memory.take<const float*>(chunk), **values = memory.take<const float*>(chunk);
         const float** padded_keys = memory.take<const float*>(chunk);
@@ -442,15 +441,11 @@ static void backward(const Pass& pass, const Inputs& in, const Gradients& grad, 
                     pack_channels(grad_row, n, dim, grad_panels);
                     memset(result, 0, sizeof(float) * size.lanes * padded);
                     for (int t = 0; t < size.lanes; t++) {
-                        lse[t] = INF, lse_rest[t] = delta[t] = 0;  // weights of 0
+                        lse[t] = INF, delta[t] = 0;  // weights of 0
                         if (t >= n) continue;
                         const int r = own[tile + t];
                         const long at = head * pass.queries + r;
-                        if (grad.lse[at] != -INF) {
-                            // Two floats: rounding this one would change all weights of the query by one factor.
-                            const double exact = grad.lse[at] * (double)LOG2_E;
-                            lse[t] = exact, lse_rest[t] = exact - lse[t];
-                        }
+                        if (grad.lse[at] != -INF) lse[t] = grad.lse[at];
                         delta[t] = dot(grad_row(t), head_out + r * grad.out_at.row, dim) - grad.grad_lse[at];
                     }
                     const int readable = list.before(tile + n);
@@ -473,12 +468,12 @@ static void backward(const Pass& pass, const Inputs& in, const Gradients& grad, 
                                 const float *q = queries + (long)t * dim, *g = grads + (long)t * dim;
                                 if (n - t <= W) {
 #define CALL(N)                                                                                                         \
-    gradient_tile<N, 1>(keys + i, values + i, q, g, dim, scale, list.bias + first + i, lse + t, lse_rest + t, delta + t, p, s, stride)
+    gradient_tile<N, 1>(keys + i, values + i, q, g, dim, in.scale, list.bias + first + i, lse + t, delta + t, p, s, stride)
                                     FOR_ROWS(height, CALL)
 #undef CALL
                                 } else {
 #define CALL(N)                                                                                                         \
-    gradient_tile<N, 2>(keys + i, values + i, q, g, dim, scale, list.bias + first + i, lse + t, lse_rest + t, delta + t, p, s, stride)
+    gradient_tile<N, 2>(keys + i, values + i, q, g, dim, in.scale, list.bias + first + i, lse + t, delta + t, p, s, stride)
                                     FOR_ROWS(height, CALL)
 #undef CALL
                                 }

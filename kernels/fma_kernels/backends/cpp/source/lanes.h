@@ -19,7 +19,7 @@ constexpr int W = 8;
 constexpr int ROWS = 6;       // rows of a register tile: with two vectors each, twelve sums keep the units busy
 constexpr int PANEL = 2 * W;  // lanes of a panel: two vectors
 constexpr float INF = std::numeric_limits<float>::infinity();
-constexpr float LOG2_E = 1.44269504088896341f;
+constexpr float LOG2_E = 1.44269504088896341f, LN_2 = 0.693147180559945309f;
 
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef int32_t IntVec __attribute__((vector_size(4 * W)));
@@ -53,23 +53,24 @@ INLINE Vec maximum(Vec a, Vec b) {
 #endif
 }
 
-// 2**x for x <= 127; exactly 0 for x < -160. The polynomial is within 3e-9 of 2**f on [-1/2, 1/2], so rounding decides.
-INLINE Vec exp2(Vec x) {
+// e**x for x <= 88; exactly 0 for x < -110. The polynomial is within 3e-9 of e**f for |f| <= ln(2) / 2, so rounding
+// decides.
+INLINE Vec exp(Vec x) {
 #if defined(__AVX512F__)
-    x = maximum(x, broadcast(-160.f));
-    const Vec whole = (Vec)_mm512_roundscale_ps((__m512)x, 0), f = x - whole;
+    x = maximum(x, broadcast(-110.f));
+    const Vec whole = (Vec)_mm512_roundscale_ps((__m512)(x * LOG2_E), 0), f = x - whole * LN_2;
 #else
     const Vec magic = broadcast(12582912.f);  // 1.5 * 2**23: adding it rounds to an integer
-    const IntVec keep = x >= broadcast(-126.f);
-    x = maximum(x, broadcast(-126.f));
-    const Vec whole = x + magic, f = x - (whole - magic);
+    const IntVec keep = x >= broadcast(-87.f);
+    x = maximum(x, broadcast(-87.f));
+    const Vec whole = x * LOG2_E + magic, f = x - (whole - magic) * LN_2;
 #endif
-    Vec p = broadcast(1.54614447e-4f);
-    p = p * f + 1.34004282e-3f;
-    p = p * f + 9.61805668e-3f;
-    p = p * f + 5.55032723e-2f;
-    p = p * f + 2.40226509e-1f;
-    p = p * f + 6.93147207e-1f;
+    Vec p = broadcast(0.00139411084f);
+    p = p * f + 0.00837512641f;
+    p = p * f + 0.0416663529f;
+    p = p * f + 0.166664155f;
+    p = p * f + 0.500000004f;
+    p = p * f + 1.00000004f;
     p = p * f + 1.0f;
 #if defined(__AVX512F__)
     return (Vec)_mm512_scalef_ps((__m512)p, (__m512)whole);

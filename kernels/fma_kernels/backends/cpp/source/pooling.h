@@ -220,6 +220,7 @@ struct PoolGradients {
     float* grad_sums;          // the same shape: room for the gradients of the sums
     float* x;                  // (batch, heads, num_tokens, dim), zeros where no cell reads a token
     float *weight, *upper;     // zeros at first
+    int32_t add;               // add to what x holds
 };
 
 static void pool_backward(const Pyramid& p, const PoolInputs& in, const PoolGradients& grad, int threads) {
@@ -254,8 +255,10 @@ static void pool_backward(const Pyramid& p, const PoolInputs& in, const PoolGrad
                     if (l) spread_row<false>(w, grads.data(), p.summaries, stride, dim, sums + (long)r * dim);
                     else {
                         float* y = grad.x + (head * p.num_tokens + r) * dim;
-                        if (tokens.row(r) == zeros.data()) memset(y, 0, sizeof(float) * dim);
-                        else spread_row<true>(w, grads.data(), p.summaries, stride, dim, y);
+                        const bool exists = tokens.row(r) != zeros.data();
+                        if (exists && grad.add) spread_row<false>(w, grads.data(), p.summaries, stride, dim, y);
+                        else if (exists) spread_row<true>(w, grads.data(), p.summaries, stride, dim, y);
+                        else if (!grad.add) memset(y, 0, sizeof(float) * dim);
                     }
                 }
             }
