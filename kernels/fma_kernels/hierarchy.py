@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,9 @@ class Hierarchy:
         rank: summaries per cell and axis p; divides ``cell_size``.
         causal: a query reads no later token (one axis only).
 
+    Attributes:
+        level_sizes: number of summaries of each level, finest first.
+
     Raises:
         ValueError: an argument is outside of what is stated above.
     """
@@ -46,6 +49,7 @@ class Hierarchy:
     rank: int = 1
     _: KW_ONLY
     causal: bool = False
+    level_sizes: list[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         grid = (self.grid,) if isinstance(self.grid, (int, torch.SymInt)) else tuple(self.grid)
@@ -60,6 +64,7 @@ class Hierarchy:
             self.cell_size % self.rank == 0, "rank", self.rank, f"a divisor of cell_size, which is {self.cell_size}"
         )
         require(not (self.causal and len(grid) > 1), "causal", self.causal, f"False on a grid of {len(grid)} axes")
+        object.__setattr__(self, "level_sizes", [math.prod(self.summary_grid(level)) for level in self.levels])
 
     def pack(self) -> tuple[list[int], int, int, bool]:
         """The geometry as arguments that an operator of PyTorch takes; :meth:`unpack` is the inverse."""
@@ -68,7 +73,7 @@ class Hierarchy:
     @classmethod
     def unpack(cls, grid: Sequence[int], cell_size: int, rank: int, causal: bool) -> Hierarchy:
         """The geometry that :meth:`pack` took apart."""
-        return cls(tuple(grid), cell_size, rank, causal=causal)
+        return _unpacked(tuple(int(n) for n in grid), cell_size, rank, causal)
 
     # ------------------------------------------------------------------ sizes
 
@@ -97,11 +102,6 @@ class Hierarchy:
     def levels(self) -> range:
         """The far levels, finest first: 1 .. L."""
         return range(1, self.num_levels + 1)
-
-    @property
-    def level_sizes(self) -> list[int]:
-        """Number of summaries of each level, finest first."""
-        return [math.prod(self.summary_grid(level)) for level in self.levels]
 
     @property
     def num_summaries(self) -> int:
@@ -150,6 +150,11 @@ class Hierarchy:
     def tables(self) -> GridTables:
         """The index tables of this geometry (see :class:`GridTables`)."""
         return _tables(self)
+
+
+@cached
+def _unpacked(grid: tuple[int, ...], cell_size: int, rank: int, causal: bool) -> Hierarchy:
+    return Hierarchy(grid, cell_size, rank, causal=causal)
 
 
 class GridTables(NamedTuple):

@@ -74,8 +74,8 @@ def without_bias(right, *args, **options):
 )
 def test_a_wrong_result_is_not_timed(benchmark, monkeypatch, tmp_path, capsys, mistake, what, grid):
     for name, wrong, right in (
-        ("fma_attention", {"FMA", "FMA, summaries given"}, {"SDPA", "FMA-linear"}),
-        ("fma_linear_attention", {"FMA-linear"}, {"SDPA", "FMA", "FMA, summaries given"}),
+        ("fma", {"FMA", "FMA-linear"}, {"SDPA", "FMA, summaries given"}),
+        ("fma_attention", {"FMA, summaries given"}, {"SDPA", "FMA", "FMA-linear"}),
     ):
         with monkeypatch.context() as patch:
             right_one = getattr(cases, name)
@@ -103,7 +103,7 @@ def test_methods_may_refuse_but_those_of_this_project_may_not(benchmark, monkeyp
     def broken(*args, **options):
         raise RuntimeError("no such kernel\nand more")
 
-    monkeypatch.setattr(cases, "fma_attention", broken)
+    monkeypatch.setattr(cases, "fma", broken)
     assert benchmark.main([*arguments, "--methods", "fma", "sdpa"]) == 1
     fma, sdpa = rows_of(tmp_path)
     assert fma == dict(method="FMA", grid=[64], tokens=64, reason="failed: RuntimeError: no such kernel", failed=True)
@@ -113,7 +113,7 @@ def test_methods_may_refuse_but_those_of_this_project_may_not(benchmark, monkeyp
     def full(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(cases, "fma_attention", full)
+    monkeypatch.setattr(cases, "fma", full)
     assert benchmark.main([*arguments, "--methods", "fma"]) == 0
     assert rows_of(tmp_path)[0]["reason"] == "skipped: out of memory"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-from fma_kernels import Hierarchy, SummaryBasis, aggregate, fma_attention, fma_linear_attention
+from fma_kernels import Hierarchy, SummaryBasis, aggregate, fma, fma_attention
 
 from .floors import Work, pairs_and_summaries
 from .pairs import Pairs, fma_pairs
@@ -98,7 +98,10 @@ class AttentionCase:
     def given(self) -> dict[str, Tensor]:
         """Summaries of the keys and of the values, as inputs."""
         with torch.no_grad():
-            made = [self._summaries(name) for name in ("key", "value")]
+            made = [
+                aggregate(x, self.bases[name], self.hierarchy, backend=self.backend)
+                for name, x in (("key", self.key), ("value", self.value))
+            ]
         return dict(zip(("key_summaries", "value_summaries"), (x.requires_grad_() for x in made), strict=True))
 
     def method(self, name: str) -> Method:
@@ -116,11 +119,7 @@ class AttentionCase:
             return Method(self._given, tokens | self.given, self.grad)
         made = ("query", "key", "value") if name == "linear" else ("key", "value")
         weights = {f"{which}.{key}": w for which in made for key, w in self.bases[which].named_parameters()}
-        return Method(self._linear if name == "linear" else self._fma, tokens | weights, self.grad)
-
-    def _summaries(self, which: str) -> Tensor:
-        x, basis, queries = getattr(self, which), self.bases[which], which == "query"
-        return aggregate(x, basis, self.hierarchy, queries=queries, backend=self.backend)
+        return Method(partial(self._fma, linear=name == "linear"), tokens | weights, self.grad)
 
     def _full(self, name: str) -> Tensor:
         backends = {"flash": [SDPBackend.FLASH_ATTENTION], "cudnn": [SDPBackend.CUDNN_ATTENTION]}
@@ -130,13 +129,11 @@ class AttentionCase:
         with sdpa_kernel(backends[name]):
             return attention(self.query, self.key, self.value)
 
-    def _fma(self) -> Tensor:
-        summaries = map(self._summaries, ("key", "value"))
-        return fma_attention(self.query, self.key, self.value, *summaries, self.hierarchy, backend=self.backend)
-
-    def _linear(self) -> Tensor:
-        summaries = map(self._summaries, ("query", "key", "value"))
-        return fma_linear_attention(self.query, self.key, self.value, *summaries, self.hierarchy, backend=self.backend)
+    def _fma(self, linear: bool = False) -> Tensor:
+        h, made = self.hierarchy, ("query", "key", "value") if linear else ("key", "value")
+        bases = {f"{which}_basis": self.bases[which] for which in made}
+        geometry = dict(grid=h.grid, cell_size=h.cell_size, rank=h.rank, causal=h.causal)
+        return fma(self.query, self.key, self.value, **geometry, **bases, backend=self.backend)
 
     def _given(self) -> Tensor:
         summaries = self.given.values()

@@ -65,6 +65,24 @@ def _num_keys(level_pass: LevelPass) -> int:
     return hierarchy.level_sizes[level - 1] if level else hierarchy.num_tokens
 
 
+@cached
+def _geometry(level_pass: LevelPass, group_bias: bool, carried: bool) -> Pass:
+    """The geometry of a pass without a mask as the kernels take it."""
+    return _make_geometry(level_pass, key_bias(level_pass, None, group_bias, CPU), carried)
+
+
+def _make_geometry(level_pass: LevelPass, bias: Tensor, carried: bool) -> Pass:
+    table, hierarchy, level = tables(level_pass), level_pass.hierarchy, level_pass.level
+    count, carry = _num_keys(level_pass), {}
+    if carried:
+        carry = dict(carry_rows=carry_rows(level_pass, CPU)[0], carries=hierarchy.level_sizes[level])
+    return Pass(
+        cells=table.key_cells.shape[0], slots=table.key_cells.shape[1], causal=level_pass.diagonal, queries=count,
+        keys=count, far=hierarchy.num_summaries if level_pass.far else 0, **table._asdict(), bias=bias,
+        bias_stride=bias.shape[1] if len(bias) > 1 else 0, **carry,
+    )  # fmt: skip
+
+
 class _Call:
     """The inputs of one call as the kernels take them."""
 
@@ -72,23 +90,21 @@ class _Call:
         self, level_pass: LevelPass, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options
     ):
         self.library, self.threads = library.load(), library.threads()
-        table, count = tables(level_pass), _num_keys(level_pass)
-        bias = key_bias(level_pass, options.mask, options.group_bias, CPU)
-        near, far = ([rows(x) for x in (keys[i], values[i])] for i in (0, -1))
-        given = dict(zip(("query", "key", "value", "far_key", "far_value"), (rows(query), *near, *far), strict=True))
-        self.batch, self.heads, self.queries, self.dim = query.shape
-        carried, carry = {}, {}
-        if options.carry is not None:
+        carried = options.carry is not None
+        if options.mask is None:
+            self.geometry = _geometry(level_pass, options.group_bias, carried)
+        else:
+            bias = key_bias(level_pass, options.mask, options.group_bias, CPU)
+            self.geometry = _make_geometry(level_pass, bias, carried)
+        query, key, value, far_key, far_value = (rows(x) for x in (query, keys[0], values[0], keys[-1], values[-1]))
+        carry = {}
+        if carried:
             carry = dict(carry=rows(options.carry).contiguous(), carry_lse=options.carry_lse.float().contiguous())
-            carried = dict(carry_rows=carry_rows(level_pass, CPU)[0], carries=options.carry.shape[2])
-        self.geometry = Pass(
-            cells=table.key_cells.shape[0], slots=table.key_cells.shape[1], causal=level_pass.diagonal,
-            queries=self.queries, keys=count, far=keys[1].shape[2] if level_pass.far else 0, **table._asdict(),
-            bias=bias, bias_stride=bias.shape[1] if len(bias) > 1 else 0, **carried,
-        )  # fmt: skip
+        self.batch, self.heads, self.queries, self.dim = query.shape
         self.inputs = Inputs(
-            batch=self.batch, heads=self.heads, dim=self.dim, scale=options.scale, **given,
-            **{f"{name}_at": strides(x) for name, x in given.items()}, **carry,
+            batch=self.batch, heads=self.heads, dim=self.dim, scale=options.scale, query=query, key=key, value=value,
+            far_key=far_key, far_value=far_value, query_at=strides(query), key_at=strides(key),
+            value_at=strides(value), far_key_at=strides(far_key), far_value_at=strides(far_value), **carry,
         )  # fmt: skip
 
 

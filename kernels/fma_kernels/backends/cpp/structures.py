@@ -18,8 +18,12 @@ class _Named(ctypes.Structure):
     """A structure that is made by naming its fields; it keeps the tensors whose addresses it holds."""
 
     def __init__(self, **fields: Any):
-        self._kept = [value for value in fields.values() if isinstance(value, Tensor)]
-        super().__init__(**{name: _address(value) for name, value in fields.items()})
+        self._kept = tensors = []
+        for name, value in fields.items():
+            if isinstance(value, Tensor):
+                tensors.append(value)
+                value = value.data_ptr()
+            setattr(self, name, value)
 
 
 class Pass(_Named):
@@ -88,14 +92,10 @@ def strides(x: Tensor) -> Strides:
 
 def rows(x: Tensor) -> Tensor:
     """A tensor as the kernels read it: float32, with channels next to each other; rows may lie anywhere."""
-    x = x.to(torch.float32)
+    x = x if x.dtype == torch.float32 else x.to(torch.float32)
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def pointer(x: Tensor) -> c_void_p:
     """The address of a tensor, as an argument."""
     return c_void_p(x.data_ptr())
-
-
-def _address(value: Any) -> Any:
-    return value.data_ptr() if isinstance(value, Tensor) else value
