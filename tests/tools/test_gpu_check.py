@@ -274,7 +274,7 @@ def test_all_steps_pass(check, commands, tmp_path, capsys):
     assert tests[:4] == [sys.executable, "-m", "pytest", "tests/kernels/triton"] and "-k" not in tests
     for tool, command in (("memcheck", memcheck), ("racecheck", racecheck)):
         assert command[:3] == ["/cuda/compute-sanitizer", "--tool", tool]
-        assert "--error-exitcode" in command and command[-2:] == ["-k", "small"]
+        assert "--error-exitcode" in command and command[-2:] == ["-k", check.SMALL]
     assert benchmark[1:6] == ["tools/benchmark_attention.py", "--device", "cuda", "--dtype", "bfloat16"]
     assert str(tmp_path / "benchmark") in benchmark
     assert [variables for *_, variables in commands] == [
