@@ -10,6 +10,10 @@ from fma_kernels import FMAttention, Hierarchy, SummaryBasis, aggregate, fma, fm
 from fma_kernels.ops import attention
 
 pytest.importorskip("triton")
+from fma_kernels.backends.triton import attention_kernels, pooling_kernels
+
+LAUNCHED = {"attend_forward", "attend_backward_queries", "attend_backward_keys", "attend_backward_carry"}
+LAUNCHED |= {"sum_partials", "pool", "spread_gradients", "input_gradients"}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KINDS = pytest.mark.parametrize("kind", ["fma", "fma_linear"])
 on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
@@ -198,27 +202,55 @@ def test_cuda_graphs_replay_the_step(kind):
     assert_same(captured, expected)
 
 
+def step_of_length(kind, n):
+    # No other test has the head dimension 28.
+    module = FMAttention(56, 2, cell_size=8, rank=2, attention=kind, backend="triton").to(DEVICE)
+    results(module, module, torch.randn(1, n, 56, device=DEVICE, requires_grad=True))
+
+
 @on_gpu
 @KINDS
 def test_another_length_compiles_no_kernel(kind):
-    """A cell of 8 and n from 100 to 1000: after the first, every launch finds its kernel."""
+    """A cell of 8 and n from 100 to 1000: after the longest, every launch finds its kernel."""
     import triton
 
-    # No other test has the head dimension 28.
-    module = FMAttention(56, 2, cell_size=8, rank=2, attention=kind).to(DEVICE)
     compiled = []
-
-    def step(n):
-        results(module, module, torch.randn(1, n, 56, device=DEVICE, requires_grad=True))
-
     hook = triton.knobs.runtime.jit_post_compile_hook
     triton.knobs.runtime.jit_post_compile_hook = lambda **options: compiled.append(options)
     try:
-        step(100)
+        step_of_length(kind, 1000)
         first = len(compiled)
         assert first
-        for n in (101, 128, 333, 1000):
-            step(n)
+        for n in (100, 101, 128, 333):
+            step_of_length(kind, n)
         assert len(compiled) == first
     finally:
         triton.knobs.runtime.jit_post_compile_hook = hook
+
+
+@KINDS
+def test_a_longer_sequence_has_one_kernel_more_at_most(monkeypatch, kind):
+    """What kernels are compiled for, over growing lengths: that which pools the levels above the first four is new."""
+    kernels, seen = (attention_kernels, pooling_kernels), set()
+
+    class Recorded:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            def launch(*args, **options):
+                dtypes = [x.dtype if isinstance(x, torch.Tensor) else type(x) for x in args]
+                seen.add((self.name, tuple(dtypes), tuple(sorted(options.items(), key=str))))
+
+            return launch
+
+    for module in kernels:
+        for name in LAUNCHED & {*vars(module)}:
+            monkeypatch.setattr(module, name, Recorded(name))
+    new = []
+    for n in (100, 101, 128, 333, 1000):
+        before = set(seen)
+        step_of_length(kind, n)
+        new.append({name for name, *_ in seen - before})
+    assert new[0] <= LAUNCHED and len(new[0]) >= 6
+    assert new[1:] == [set(), set(), {"pool"}, set()]
