@@ -16,7 +16,7 @@ from ...caches import cached
 from ...hierarchy import EMPTY
 from ..level_pass import LevelPass, Options
 from ..row_tables import carry_rows, key_bias, query_rows, summary_rows
-from . import library
+from . import library, memory
 from .structures import Gradients, Inputs, Pass, pointer, rows, strides
 
 #: The gradients of keys are made by so many heads, or parts of heads, at a time: as many as there are for one sequence
@@ -118,8 +118,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Attention of every query over what its cell reads: output, and log-sum-exp in float32, written to ``into``."""
     out, lse = into or (
-        torch.empty(query.shape, dtype=torch.float32),
-        torch.empty(query.shape[:-1], dtype=torch.float32),
+        memory.empty(query.shape),
+        memory.empty(query.shape[:-1]),
     )
     if out.numel():
         call = _Call(level_pass, query, keys, values, options)
@@ -151,13 +151,13 @@ def backward(
     ranges = min(call.geometry.cells, -(-PARTS // (call.batch * call.heads)))
 
     def sums_of(x: Tensor) -> Tensor:
-        return torch.zeros(*([ranges] if ranges > 1 else []), *x.shape[:3], padded, dtype=torch.float32)
+        return memory.zeros([*([ranges] if ranges > 1 else []), *x.shape[:3], padded])
 
     names = ("key", "value", "far_key", "far_value")
     made = dict(zip(names, map(sums_of, sources), strict=False))
-    made["query"] = torch.empty(query.shape, dtype=torch.float32)
+    made["query"] = memory.empty(query.shape)
     for name, x in zip(("carry", "carry_lse"), carry, strict=False):
-        made[name] = torch.empty(x.shape, dtype=torch.float32)
+        made[name] = memory.empty(x.shape)
     grad_out, out = rows(grad_out), rows(out)
     gradients = Gradients(
         grad_out=grad_out, grad_lse=grad_lse.float().contiguous(), out=out, lse=lse.contiguous(),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...caches import cached
 from ..pooling_tables import Pyramid, summary_scale, tables
-from . import library, structures
+from . import library, memory, structures
 from .structures import PoolGradients, PoolInputs, pointer, rows, strides
 
 CPU = torch.device("cpu")
@@ -64,12 +64,12 @@ def backward(
     """
     add = add_to is not None and add_to.dtype == torch.float32
     # Windows leave out the tokens behind the last one.
-    grad_x = add_to if add else (torch.zeros if pyramid.windows else torch.empty)(x.shape, dtype=torch.float32)
+    grad_x = add_to if add else (memory.zeros if pyramid.windows else memory.empty)(x.shape)
     grad_weight, grad_upper = torch.zeros_like(weight), torch.zeros_like(upper)
     if grad_x.numel():
         geometry, inputs = _geometry(pyramid), _inputs(x, weight, upper, mask, pyramid)
         gradients = PoolGradients(
-            grad=grad.float(), sums=sums, grad_sums=torch.empty_like(sums), x=grad_x, weight=grad_weight,
+            grad=grad.float(), sums=sums, grad_sums=memory.empty(sums.shape), x=grad_x, weight=grad_weight,
             upper=grad_upper, add=add,
         )  # fmt: skip
         library.load().fma_pool_backward(byref(geometry), byref(inputs), byref(gradients), library.threads())

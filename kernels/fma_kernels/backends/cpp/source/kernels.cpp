@@ -2,9 +2,16 @@
 // One translation unit; the functions below are called through ctypes.
 #include "attention.h"
 #include "pooling.h"
+#include <sys/mman.h>
 
 extern "C" {
 int fma_panel() { return PANEL; }
+
+// Asks for pages of 2 MiB within a block of memory; where there are none, nothing changes.
+void fma_use_huge_pages(uintptr_t block, size_t bytes) {
+    const uintptr_t page = 1 << 21, first = (block + page - 1) / page * page, end = (block + bytes) / page * page;
+    if (first < end) madvise((void*)first, end - first, MADV_HUGEPAGE);
+}
 
 void fma_forward(const Pass* pass, const Inputs* inputs, float* out, const Strides* out_at, float* lse, int threads) {
     forward(*pass, *inputs, out, *out_at, lse, threads);
