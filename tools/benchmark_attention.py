@@ -6,10 +6,11 @@
     python tools/benchmark_attention.py --device cuda            # 1k .. 256k tokens and 32x32 .. 256x256, bfloat16
 
 Every row starts from the same query, key and value. FMA and FMA-linear include the making of their summaries; the row
-"FMA, summaries given" is the attention alone. Times are medians of rounds in which the methods take turns; memory is
-the peak of what a method allocates beyond its inputs, output and gradients included. Before a method is timed on a
-size, its output and gradients there are compared with the definition in float64 at some queries, as
-fma_tools/attention/gate.py says; one that is wrong is not timed, and the run ends with status 1.
+"FMA, summaries given" is the attention alone. Times are medians of rounds in which the methods take turns; on a CPU, a
+pass of less than a second runs twice in its turn, and the second one counts. Memory is the peak of what a method
+allocates beyond its inputs, output and gradients included. Before a method is timed on a size, its output and gradients
+there are compared with the definition in float64 at some queries, as fma_tools/attention/gate.py says; one that is
+wrong is not timed, and the run ends with status 1.
 
 On a GPU the peers are SDPA's flash and cuDNN backends; FMA with summaries given by flex_attention, over tokens and
 summaries that were joined and brought into cell order beforehand, in blocks of 128; and the near field alone, a local
