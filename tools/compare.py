@@ -3,6 +3,8 @@
 
     python tools/compare.py configs/imagenet/fma2d-tiny_8xb128_in1k.py configs/imagenet/swin-base_8xb128_in1k.py
     python tools/compare.py A.py B.py --iterations 1000 --batch-size 32 --out work_dirs/a_and_b
+    python tools/compare.py A.py B.py --simulate --batch-size 128 --precision bf16
+    python tools/compare.py configs/lm/enwik8.yaml --simulate --tokens 4096 65536 --attention full fma fma-linear
 
 For each config: parameters; FLOPs (multiply-adds of a forward pass over one training image); memory and time of a
 training step; and, with --iterations, the metric after that many iterations.
@@ -15,8 +17,12 @@ training step; and, with --iterations, the metric after that many iterations.
 * All configs train for the same number of iterations, with the same batch size and seed, as by tools/train.py. The
   schedule of the learning rate is scaled to that number; nothing else in the recipe is. Validation comes at the end.
 
-Prints a table, and writes comparison.md, comparison.json and comparison.png. Training logs and the last weights lie in
-a folder for each config beside them.
+With --simulate, nothing is measured and no data is needed: the peak memory of a training step of any size is simulated,
+on any machine, by what it is for (weights, gradients, the optimizer's state, activations), by stage and by kind of
+layer. The configs may also be recipes of configs/lm. Writes memory.md, memory.json and memory.png.
+
+Otherwise prints a table, and writes comparison.md, comparison.json and comparison.png. Training logs and the last
+weights lie in a folder for each config beside them.
 """
 
 from __future__ import annotations
@@ -33,8 +39,11 @@ from mmengine.device import get_device
 from fma_kernels.measure import device_name
 from fma_mm import __version__, cli  # the package registers the project's components
 from fma_mm.analysis.comparison import MEANING, Results, describe, failures_of, measure_costs, plot, table, train
+from fma_mm.analysis.simulation import OPTIMIZERS, PRECISIONS
 from fma_mm.cli import CommandError
 from fma_mm.training_length import train_for
+from fma_tools.language_models.recipes import Variant
+from fma_tools.memory_report import simulate
 
 FOR_A_STEP = ("model", "train_dataloader", "optim_wrapper")
 FOR_TRAINING = ("train_cfg", "val_cfg", "val_dataloader", "val_evaluator")
@@ -52,6 +61,15 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("work_dirs/compare"), metavar="DIR", help="folder of results")
     parser.add_argument("--resume", action="store_true", help="go on with what an interrupted comparison left in --out")
     cli.add_config_options(parser)
+    group = parser.add_argument_group("with --simulate")
+    group.add_argument("--simulate", action="store_true", help="simulate the memory of a step, and nothing else")
+    group.add_argument("--image-size", type=int, nargs="+", metavar="N", help="side of the images, or height and width")
+    group.add_argument("--precision", choices=list(PRECISIONS), default="bf16", help="of the computation; bf16")
+    group.add_argument("--optimizer", choices=list(OPTIMIZERS), help="the config's by default; of recipes always Adam")
+    group.add_argument("--backbone", action="store_true", help="take the backbones alone")
+    group.add_argument("--tokens", type=int, nargs="+", default=[4096], metavar="N", help="of recipes; 4096")
+    group.add_argument("--attention", type=Variant.parse, nargs="+", metavar="NAME", help="of recipes, as train_lm.py")
+    group.add_argument("--words", type=int, default=260, help="of recipes, in the dictionary; 260, those of bytes")
     return parser
 
 
@@ -97,10 +115,14 @@ def check(args: Namespace) -> torch.device:
     Raises:
         CommandError: an argument cannot be had.
     """
-    for option, least in {"iterations": 0, "batch_size": 1, "rounds": 5, "seed": 0}.items():
-        value = getattr(args, option)
-        if value is not None and value < least:
-            raise CommandError(f"--{option.replace('_', '-')} {value}: expected {least} or more")
+    least = dict(iterations=0, batch_size=1, rounds=5, seed=0, image_size=1, tokens=1, words=5)
+    for option, smallest in least.items():
+        values = getattr(args, option)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and value < smallest:
+                raise CommandError(f"--{option.replace('_', '-')} {value}: expected {smallest} or more")
+    if args.image_size and len(args.image_size) > 2:
+        raise CommandError(f"--image-size {' '.join(map(str, args.image_size))}: expected one or two numbers")
     device = args.device or ("cuda" if get_device() == "cuda" else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: PyTorch sees no GPU on this machine")
@@ -136,6 +158,9 @@ def compare(args: Namespace) -> None:
         args: parsed arguments.
     """
     device = check(args)
+    if args.simulate:
+        simulate(args)
+        return
     configs = read_configs(args)
     settings = conditions_of(args, configs, device)
     results = Results(args.out, settings, args.command, args.resume)

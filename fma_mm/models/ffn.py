@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class DepthwiseFFN(BaseModule):
@@ -16,6 +18,7 @@ class DepthwiseFFN(BaseModule):
         embed_dims: number of channels C.
         feedforward_channels: number of channels between the linear layers.
         drop_rate: dropout after either linear layer.
+        recompute: make the activations between the convolution and the second linear layer anew in the backward pass.
         init_cfg: mmengine initialisation config.
     """
 
@@ -24,6 +27,7 @@ class DepthwiseFFN(BaseModule):
         embed_dims: int,
         feedforward_channels: int,
         drop_rate: float = 0.0,
+        recompute: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
@@ -34,11 +38,16 @@ class DepthwiseFFN(BaseModule):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(feedforward_channels, embed_dims)
         self.drop = nn.Dropout(drop_rate)
+        self.recompute = recompute
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """Transform the tokens of each (H, W) map: (B, H * W, C) -> (B, H * W, C)."""
         x = self.fc1(x)
         # The transposed view is a map in channels-last layout: nothing is copied on the way in or out.
         x = self.dwconv(x.transpose(1, 2).unflatten(2, hw_shape)).flatten(2).transpose(1, 2)
-        x = self.drop(self.act(x))
-        return self.drop(self.fc2(x))
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._second_half, x, use_reentrant=False, preserve_rng_state=self.drop.p > 0)
+        return self._second_half(x)
+
+    def _second_half(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(x))))

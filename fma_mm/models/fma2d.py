@@ -31,6 +31,10 @@ ARCH_KEYS = {"embed_dims", "depths", "num_heads"}
 #: Arguments of :class:`FMA2D` that it passes on to the attention of every block.
 ATTENTION_OPTIONS = ("attention", "basis_kind", "share_heads", "qkv_bias", "qk_scale", "group_bias", "backend")
 
+#: What the backward pass makes anew instead of keeping it, beside whole blocks: nothing; the activations inside the
+#: feed-forward networks; or these networks with their normalisation, but for the second linear layer.
+RECOMPUTE = ("nothing", "activations", "ffn")
+
 #: Initialisation when a config asks for none. The fan-in of a depthwise convolution is that of one channel.
 INIT_CFG = [
     dict(type="TruncNormal", layer="Linear", std=0.02, bias=0.0),
@@ -50,6 +54,7 @@ class FMA2DBlock(BaseModule):
         layer_scale_init_value: start of a learned factor per channel on each branch; 0 leaves the factors out.
         norm_cfg: config of the normalisation layers.
         attn_cfg: further arguments of :class:`FMA2DAttention`.
+        recompute: one of :data:`RECOMPUTE`.
         with_cp: recompute the block in the backward pass instead of storing its activations.
         init_cfg: mmengine initialisation config.
     """
@@ -64,11 +69,12 @@ class FMA2DBlock(BaseModule):
         layer_scale_init_value: float,
         norm_cfg: dict,
         attn_cfg: dict,
+        recompute: str,
         with_cp: bool,
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
-        self.with_cp = with_cp
+        self.recompute, self.with_cp = recompute, with_cp
 
         def layer_scale() -> nn.Module:
             return LayerScale(embed_dims, scale=layer_scale_init_value) if layer_scale_init_value else nn.Identity()
@@ -77,7 +83,9 @@ class FMA2DBlock(BaseModule):
         self.attn = FMA2DAttention(embed_dims, num_heads, proj_drop=drop_rate, **attn_cfg)
         self.scale1 = layer_scale()
         self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
-        self.ffn = DepthwiseFFN(embed_dims, int(embed_dims * ffn_ratio), drop_rate)
+        self.ffn = DepthwiseFFN(
+            embed_dims, int(embed_dims * ffn_ratio), drop_rate, recompute=recompute == "activations"
+        )  # fmt: skip
         self.scale2 = layer_scale()
         self.drop_path = DropPath(drop_path)
 
@@ -89,7 +97,15 @@ class FMA2DBlock(BaseModule):
 
     def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), hw_shape)))
-        return x + self.drop_path(self.scale2(self.ffn(self.norm2(x), hw_shape)))
+        if self.recompute == "ffn" and torch.is_grad_enabled():
+            random = self.ffn.drop.p > 0
+            branch = cp.checkpoint(self._ffn, x, hw_shape, use_reentrant=False, preserve_rng_state=random)
+        else:
+            branch = self._ffn(x, hw_shape)
+        return x + self.drop_path(self.scale2(branch))
+
+    def _ffn(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        return self.ffn(self.norm2(x), hw_shape)
 
 
 class FMA2DStage(BaseModule):
@@ -166,7 +182,10 @@ class FMA2D(BaseModule):
         out_indices: stages whose maps are returned; negative numbers count from the last stage.
         frozen_stages: the last of the stages that are frozen (no gradient, eval mode) from the first on; -1: none.
         norm_cfg: config of the normalisation layers.
-        with_cp: trade time for memory: recompute each block in the backward pass.
+        recompute: trade time for memory: what the backward pass makes anew. ``"nothing"``; ``"activations"`` inside the
+            feed-forward networks, the default, which costs next to no time; or ``"ffn"``, these networks with their
+            normalisation. Outputs and gradients are the same, bit for bit. docs/performance.md has what each saves.
+        with_cp: recompute each block in the backward pass, which takes the most time and the least memory.
         init_cfg: mmengine initialisation config; None for truncated normal linear layers and Kaiming convolutions. The
             summary bases start as means whatever it says.
         **attention_options: options of the attention of every block, with the defaults of :class:`FMA2DAttention`:
@@ -216,6 +235,7 @@ class FMA2D(BaseModule):
         out_indices: int | Sequence[int] = (-1,),
         frozen_stages: int = -1,
         norm_cfg: dict = dict(type="LN"),  # noqa: B006
+        recompute: str = "activations",
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
         **attention_options: Any,
@@ -232,6 +252,7 @@ class FMA2D(BaseModule):
         strides = _per_stage("strides", strides, num_stages)
         cell_sizes = _per_stage("cell_sizes", cell_sizes, num_stages)
         ranks = _per_stage("ranks", ranks, num_stages)
+        require(recompute in RECOMPUTE, "recompute", recompute, f"one of {', '.join(RECOMPUTE)}")
         require(0 <= drop_path_rate < 1, "drop_path_rate", drop_path_rate, "a number in [0, 1)")
         require(
             isinstance(frozen_stages, int) and -1 <= frozen_stages < num_stages,
@@ -267,6 +288,7 @@ class FMA2D(BaseModule):
                     drop_rate=drop_rate,
                     layer_scale_init_value=layer_scale_init_value,
                     norm_cfg=norm_cfg,
+                    recompute=recompute,
                     with_cp=with_cp,
                     attn_cfg=dict(
                         cell_size=cell_sizes[i],

@@ -36,6 +36,7 @@ def randomised(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     "kwargs, message",
     [
+        (dict(recompute="attention"), "recompute='attention': expected one of nothing, activations, ffn"),
         (dict(arch="huge"), r"arch='huge'.*'base', 'large', 'small', 'tiny'"),
         (dict(arch=dict(embed_dims=8, depths=(1,))), r"arch=.*'depths', 'embed_dims', 'num_heads'"),
         (dict(arch=ARCH | dict(depths=(1, 0, 1, 1))), r"arch\['depths'\]=\(1, 0, 1, 1\).*at least one block"),
@@ -246,7 +247,10 @@ def test_every_parameter_has_a_finite_gradient(attention, basis_kind):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(with_cp=True), dict(attention="fma_linear"), dict(attention="near"), dict(attention="full")],
+    [
+        dict(), dict(with_cp=True), dict(recompute="nothing"), dict(recompute="ffn"), dict(attention="fma_linear"),
+        dict(attention="near"), dict(attention="full"),
+    ],
 )
 def test_distributed_training_finds_every_parameter_used(tmp_path, options):
     """Without ``find_unused_parameters``, which fails at the second step if a parameter took no part in the first."""
@@ -259,22 +263,45 @@ def test_distributed_training_finds_every_parameter_used(tmp_path, options):
         torch.distributed.destroy_process_group()
 
 
-def test_recomputing_blocks_changes_nothing():
-    plain, checkpointed = (randomised(small(with_cp=with_cp)) for with_cp in (False, True))
-    checkpointed.load_state_dict(plain.state_dict())
+RECOMPUTING = pytest.mark.parametrize(
+    "options", [dict(recompute="activations"), dict(recompute="ffn"), dict(with_cp=True)], ids=str
+)
+
+
+@RECOMPUTING
+@pytest.mark.parametrize("random", [dict(), dict(drop_path_rate=0.3, drop_rate=0.2)], ids=["no", "dropout"])
+def test_recomputing_changes_nothing(options, random):
+    """The same bits, also of what is dropped; checkpoints fit each other."""
+    plain, recomputing = (
+        randomised(small(**random, **given)).train() for given in (dict(recompute="nothing"), options)
+    )
+    recomputing.load_state_dict(plain.state_dict())
     results = []
-    for model in (plain, checkpointed):
-        image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    for model in (plain, recomputing):
+        torch.manual_seed(2)
+        image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), requires_grad=True)
         (out,) = model(image)
         out.square().sum().backward()
-        results.append([out, image.grad, *(parameter.grad for parameter in model.parameters())])
+        results.append([out, image.grad, *(parameter.grad for parameter in model.parameters()), torch.rand(1)])
     torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@RECOMPUTING
+def test_recomputing_compiles(options):
+    model = small(**options)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    results = []
+    for function in (model, compiled):
+        out = function(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))[0]
+        results.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()), allow_unused=True)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
 def test_recomputing_blocks_stores_less():
     stored = []
     for with_cp in (False, True):
-        model, count = small(with_cp=with_cp), []
+        model, count = small(recompute="nothing", with_cp=with_cp), []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, n=count: n.append(x.numel()) or x, lambda x: x):
             model(torch.rand(1, 3, 64, 64))
         stored.append(sum(count))
