@@ -11,7 +11,9 @@ from mmengine.registry import MODELS, DefaultScope
 from modelindex.load_model_index import load
 from torch._subclasses import FakeTensorMode
 
+from fma_mm import cli
 from fma_mm.analysis.flops import count_flops, count_parameters
+from fma_mm.analysis.simulation import Conditions, simulate_config
 
 ROOT = Path(__file__).parents[1]
 METAFILES = [ROOT / path for path in yaml.safe_load((ROOT / "model-index.yml").read_text())["Import"]]
@@ -64,3 +66,17 @@ def test_figures(entry, one_thread):
         flops = count_flops(model, torch.empty(1, 3, size, size), mode="tensor")
     assert entry["Metadata"]["Parameters"] == count_parameters(model)
     assert entry["Metadata"]["FLOPs"] == flops[""]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["fma2d-tiny_8xb128_in1k", "fma2d-tiny_segformer_8xb2-160k_ade20k-512x512"]
+)  # fmt: skip
+def test_simulated_memory(name):
+    """GiB of a training step in bfloat16 with the config's batch, as tools/compare.py --simulate has them."""
+    (entry,) = (entry for entry in ENTRIES if entry["Name"] == name)
+    cfg = cli.read_config(str(ROOT / entry["Config"]), {})
+    size = 2 * (224 if "in1k" in name else 512,)
+    _, peak = simulate_config(cfg, Conditions(cfg.train_dataloader.batch_size, size))
+    assert entry["Metadata"]["Training Memory (GB)"] == pytest.approx(peak.size / 2**30, abs=0.06)
+    assert all("Training Memory (GB)" in entry["Metadata"] for entry in ENTRIES)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -151,7 +152,8 @@ def plot(rows: dict[str, dict], path: Path) -> None:
         rows: by name.
         path: where to.
     """
-    figure = Figure(figsize=(13, 1.6 + 0.45 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(13, 2.4 + 0.4 * len(rows)), layout="constrained")
+    colors = colormaps["tab20"].colors
     kinds = list(dict.fromkeys(kind for row in rows.values() for kind in list(row["kinds"])[:7]))
     parts = (
         ("peak of a step, GiB", CATEGORIES, lambda row, key: row[key]),
@@ -161,10 +163,10 @@ def plot(rows: dict[str, dict], path: Path) -> None:
         left = [0.0] * len(rows)
         for i, key in enumerate(keys):
             sizes = [size(row, key) / GIB for row in rows.values()]
-            axis.barh(range(len(rows)), sizes, left=left, label=key, color=f"C{i}" if i < 10 else None)
+            axis.barh(range(len(rows)), sizes, left=left, label=key, color=colors[i % len(colors)])
             left = [a + b for a, b in zip(left, sizes, strict=True)]
         axis.set(title=title, yticks=range(len(rows)))
         axis.set_yticklabels(rows if axis.get_subplotspec().is_first_col() else [])
         axis.invert_yaxis()
-        axis.legend(fontsize="small", ncols=2)
+        axis.legend(fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     figure.savefig(path, dpi=110)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -37,6 +38,16 @@ def simulate_recipe(
     Returns:
         The model whose modules the peak names, and the peak.
     """
+    model, loss = training(config, variant, tokens, samples, words)
+    # Whether tokens are padding is nothing that fake ones tell; here none is.
+    with patch("lm.models.fma_lm.to_right", _as_it_is), patch("lm.models.fma_mlm.to_right", _as_it_is):
+        return model, simulate(model, loss, lambda: torch.optim.Adam(model.parameters(), foreach=False), precision)
+
+
+def training(
+    config: Path, variant: Variant | None, tokens: int, samples: int, words: int
+) -> tuple[nn.Module, Callable[[], tuple[Tensor, list[Tensor]]]]:
+    """The model of a recipe, and what makes a batch and its loss; arguments as those of :func:`simulate_recipe`."""
     utils.import_user_module(Namespace(user_dir=str(plugin())))
     recipe = OmegaConf.load(config)
     flags = OmegaConf.merge(recipe.model, {} if variant is None else OmegaConf.from_dotlist(_flags(variant)))
@@ -48,14 +59,11 @@ def simulate_recipe(
     model = build_model(whole.model, SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary))
 
     def loss() -> tuple[Tensor, list[Tensor]]:
-        numbers = torch.ones(samples, tokens, dtype=torch.int64)
+        numbers, target = (torch.full((samples, tokens), dictionary.unk(), dtype=torch.int64) for _ in range(2))
         logits = model(numbers, src_lengths=None)[0]
-        target = torch.ones(samples, tokens, dtype=torch.int64)
         return F.cross_entropy(logits.float().flatten(0, 1), target.flatten()), [numbers, target]
 
-    # Whether tokens are padding is nothing that fake ones tell; here none is.
-    with patch("lm.models.fma_lm.to_right", _as_it_is), patch("lm.models.fma_mlm.to_right", _as_it_is):
-        return model, simulate(model, loss, lambda: torch.optim.Adam(model.parameters()), precision)
+    return model, loss
 
 
 def _flags(variant: Variant) -> list[str]:
