@@ -54,7 +54,10 @@ def test_paths_and_targets_exist():
     paths = {path for group in paths for path in group if path}
     assert len(paths) > 10
     for path in paths:
+        path, _, anchor = path.partition("#")
         assert (ROOT / path).exists(), path
+        titles = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [title.lower().replace(" ", "-") for title in titles], anchor
 
 
 def test_speed_table_is_the_measured_one():
