@@ -316,12 +316,13 @@ def _complete(
         if return_lse:
             readable = 0.0 if mask is None else _readable(mask, key.shape[2]).to(lse.dtype).log()
             global_lse = (global_query.to(lse.dtype) @ key.to(lse.dtype).mT * scale + readable).logsumexp(-1)
-        # The log-sum-exp says how the one softmax divides its weight between the global keys and all others.
+        # The log-sum-exps say how the one softmax divides its weight between the global keys and all others. Nothing
+        # as large as the output is kept for the backward pass but the output itself.
         key, value = (x[:, :, :num_global_tokens].to(lse.dtype) for x in (key, value))
         logits = query.to(lse.dtype) @ key.mT * scale
-        read = F.dropout(logits.softmax(-1), dropout_p) @ value
         total = logits.logsumexp(-1)
-        out = torch.lerp(out.to(lse.dtype), read, torch.sigmoid(total - lse)[..., None]).to(query.dtype)
+        weights = F.dropout(logits.softmax(-1), dropout_p) * torch.sigmoid(total - lse)[..., None]
+        out = (out * torch.sigmoid(lse - total)[..., None] + weights @ value).to(query.dtype)
         out = torch.cat([global_out, out], 2)
         return (out, torch.cat([global_lse, torch.logaddexp(total, lse)], 2)) if return_lse else out
 
