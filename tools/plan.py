@@ -8,8 +8,9 @@
 For each choice: tokens that a query reads one by one and summaries that it reads, on average; the share of all tokens
 (of those before it, with --causal) that it reads one by one; multiply-adds of the forward pass, the making of the
 summaries included; memory at the peak of a forward and a backward pass of the attention, simulated: queries, keys,
-values, output, all gradients, and what is kept in between. A star marks a choice if no other one within the budget
-reads as many tokens and as many summaries in as little time (without --measure: with as few multiply-adds) and memory.
+values, output, all gradients, and what is kept in between. A star marks a choice that no other one within the budget
+beats: with as many keys per query (tokens and summaries), as many tokens read one by one, and as little time (without
+--measure: as few multiply-adds).
 
 Prints a table, and writes plan.json and plan.png to --out.
 """

@@ -75,8 +75,10 @@ def test_beating_by_hand():
     one = Choice(**base)
     assert not one.beats(Choice(**base))
     assert one.beats(Choice(**base | dict(flops=101)))
-    assert one.beats(Choice(**base | dict(far=4)))
-    assert not one.beats(Choice(**base | dict(far=4, memory=99)))
+    assert one.beats(Choice(**base | dict(far=4))) and one.beats(Choice(**base | dict(exact=0.09)))
+    assert not one.beats(Choice(**base | dict(far=4, flops=99)))
+    assert not one.beats(Choice(**base | dict(far=4, exact=0.11)))
+    assert one.beats(Choice(**base | dict(near=5, far=9))), "a token and a summary are one key each"
     assert Choice(**base | dict(flops=900), ms=1.0).beats(Choice(**base, ms=2.0)), "time counts where it was measured"
 
 
