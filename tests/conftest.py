@@ -4,6 +4,7 @@ The tests of the kernels run on machines that have little more than PyTorch and 
 """
 
 import gc
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -146,6 +147,9 @@ def segmentor(tmp_path: Path, ade20k: Path) -> Path:
     return path
 
 
+RUNS = itertools.count()
+
+
 @pytest.fixture
 def run_training(train, tmp_path, monkeypatch, one_thread):
     """Train in this process: run_training(config, work_dir, *arguments, settings="", stop=None).
@@ -163,7 +167,8 @@ def run_training(train, tmp_path, monkeypatch, one_thread):
         if stop is not None:
             text += f"custom_hooks = [*globals().get('custom_hooks', []), dict(type='StopHook', after={stop})]\n"
         path = tmp_path / f"{work_dir}_config.py"
-        path.write_text(text + f"experiment_name = '{work_dir}{len(arguments)}'\n")
+        # Runs of one name that start in the same second share their visualizer, and its folder (ManagerMixin).
+        path.write_text(text + f"experiment_name = 'run{next(RUNS)}'\n")
         command = [str(path), "--work-dir", str(tmp_path / work_dir), *arguments]
         if stop is None:
             train.main(command)
