@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import statistics
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from fma_kernels.measure import device_name
 
 from .. import markdown
 from ..command import CommandError
+from .curves import ahead_from, mean_curve, read_curve
 from .recipes import MALLOC, Variant, plugin, training_command
+from .repetition import RANGES
 
 CHECKPOINT = "checkpoints/checkpoint_last.pt"
 
@@ -41,6 +44,7 @@ class Settings:
         rounds: rounds of timing.
         jobs: trainings at a time.
         threads: threads of each training on a CPU.
+        seeds: seeds to train each with; that of the recipe alone if there are none.
         set: changes of the recipe, KEY=VALUE.
     """
 
@@ -56,12 +60,27 @@ class Settings:
     rounds: int = 5
     jobs: int = 1
     threads: int = 1
+    seeds: tuple[int, ...] = ()
     set: tuple[str, ...] = ()
 
     @property
-    def folders(self) -> dict[str, Path]:
-        """Folders of the trainings, by the texts of the attentions."""
-        return {variant.text: self.out / f"{variant.folder}_{self.context}" for variant in self.attention}
+    def folders(self) -> dict[str, list[Path]]:
+        """Folders of the trainings by the texts of the attentions, one for each seed."""
+        places = [self.out / f"seed{seed}" for seed in self.seeds] or [self.out]
+        names = {variant.text: f"{variant.folder}_{self.context}" for variant in self.attention}
+        return {text: [place / name for place in places] for text, name in names.items()}
+
+    @property
+    def trainings(self) -> dict[Path, list[str]]:
+        """Commands that train, by their folders, seed after seed."""
+        changes = [[*self.set, f"common.seed={seed}"] for seed in self.seeds] or [list(self.set)]
+        return {
+            self.folders[variant.text][i]: training_command(
+                self.config, self.data, self.folders[variant.text][i], variant, self.context, change
+            )
+            for i, change in enumerate(changes)
+            for variant in self.attention
+        }
 
 
 def compare(settings: Settings, command: list[str]) -> None:
@@ -77,19 +96,16 @@ def compare(settings: Settings, command: list[str]) -> None:
     for name in ("context", "samples", "batch", "rounds", "jobs", "threads"):
         if getattr(settings, name) < 1:
             raise CommandError(f"--{name}: {getattr(settings, name)}, expected an integer >= 1")
-    folders = settings.folders
-    commands = [
-        training_command(settings.config, settings.data, folders[v.text], v, settings.context, settings.set)
-        for v in settings.attention
-    ]
+    trainings = settings.trainings
     with ThreadPoolExecutor(settings.jobs) as pool:
-        list(pool.map(train, commands, folders.values(), [settings.threads] * len(commands)))
-    rows = measure(folders, settings)
+        list(pool.map(train, trainings.values(), trainings, [settings.threads] * len(trainings)))
+    rows = measure(settings.folders, settings)
 
     device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     conditions = f"{settings.config.stem}, context {settings.context}, {rows[0]['updates']} updates"
     title = f"{conditions}; {device}, fma-mm {__version__}"
-    text = f"{title}\n\n{table(rows, masked='masked' in settings.config.stem)}\n"
+    masked = "masked" in settings.config.stem
+    text = f"{title}\n\n{table(rows, masked)}\n" + ("" if masked else f"\n{distance_table(rows)}\n")
     print(text)
     about = dict(title=title, torch=torch.__version__, command=shlex.join(command), rows=rows)
     (settings.out / f"{settings.name}.json").write_text(json.dumps(about, indent=4) + "\n")
@@ -122,15 +138,15 @@ def train(command: list[str], out: Path, threads: int) -> None:
     done.write_text(json.dumps(command))
 
 
-def measure(variants: dict[str, Path], settings: Settings) -> list[dict]:
+def measure(variants: dict[str, list[Path]], settings: Settings) -> list[dict]:
     """Evaluate and time trained models.
 
     Args:
-        variants: folders of the trainings, by the names of the variants.
+        variants: folders of the trainings, one for each seed, by the names of the variants.
         settings: the settings.
 
     Returns:
-        A row for each variant.
+        A row for each variant: means over the seeds, and the bits of each.
     """
     from .costs import Step, median_times  # they import fairseq, which plugin() has looked for
     from .evaluation import evaluate
@@ -139,42 +155,86 @@ def measure(variants: dict[str, Path], settings: Settings) -> list[dict]:
     logging.getLogger().setLevel(logging.WARNING)  # fairseq turns every library's messages on
     torch.set_num_threads(settings.jobs * settings.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found, steps, memory = {}, {}, {}
-    for name, folder in variants.items():
-        trained = load(folder / CHECKPOINT, plugin(), settings.data.resolve(), settings.split, settings.context)
-        found[name] = evaluate(trained, settings.split, settings.context, settings.samples)
+    rows, steps = {}, {}
+    for name, folders in variants.items():
+        found = []
+        for folder in folders:
+            trained = load(folder / CHECKPOINT, plugin(), settings.data.resolve(), settings.split, settings.context)
+            found.append(evaluate(trained, settings.split, settings.context, settings.samples))
+        rows[name] = dict(name=name, context=settings.context, **over_seeds(found))
+        rows[name]["curve"] = mean_curve([read_curve(folder / "log.txt") for folder in folders])
+        rows[name]["step_tokens"] = settings.batch * settings.context
         steps[name] = Step(trained, settings.split, settings.batch, device)  # after that: a step changes the model
-        memory[name] = steps[name].peak_mib()
-    times = median_times(steps, settings.rounds)
-    return [
-        dict(name=name, **found[name], step_ms=times[name], step_mib=memory[name], context=settings.context)
-        for name in variants
-    ]
+        rows[name]["step_mib"] = steps[name].peak_mib()
+    for name, time in median_times(steps, settings.rounds).items():
+        rows[name]["step_ms"] = time
+    return list(rows.values())
+
+
+def over_seeds(found: list[dict]) -> dict:
+    """The means of what was found with several seeds, and with ``bits_by_seed`` the bits of each."""
+    means = {}
+    for key, value in found[0].items():
+        values = [one[key] for one in found]
+        if isinstance(value, list):
+            means[key] = [statistics.fmean(place) for place in zip(*values, strict=True)]
+        else:
+            means[key] = statistics.fmean(values) if isinstance(value, float) else value
+    return means | dict(bits_by_seed=[one["bits"] for one in found])
 
 
 def table(rows: list[dict], masked: bool) -> str:
-    """The results as a table in Markdown."""
+    """The results as a table in Markdown; of several seeds the mean, and the least and the most of them."""
+
+    def shown(bits: float) -> str:
+        return f"{2**bits:.1f}" if masked else f"{bits:.3f}"
+
     unit = "perplexity" if masked else "bits per character"
     lines = [["attention", "parameters", unit, "last quarter", "ms per step", "ratio", "MiB per step"], ["---"] * 7]
     for row in rows:
-        bits = [row["bits"], row["bits_by_quarter"][-1]]
-        shown = [f"{2**x:.1f}" if masked else f"{x:.3f}" for x in bits]
+        seeds = row["bits_by_seed"]
+        spread = f" ({shown(min(seeds))}-{shown(max(seeds))})" if len(seeds) > 1 else ""
+        bits = [shown(row["bits"]) + spread, shown(row["bits_by_quarter"][-1])]
         times = [f"{row['step_ms']:.0f}", f"{row['step_ms'] / rows[0]['step_ms']:.2f}"]
-        lines.append([row["name"], f"{row['parameters']:,}", *shown, *times, f"{row['step_mib']:.0f}"])
+        lines.append([row["name"], f"{row['parameters']:,}", *bits, *times, f"{row['step_mib']:.0f}"])
+    return markdown.table(lines)
+
+
+def distance_table(rows: list[dict]) -> str:
+    """Bits by place in the context, and by how far back the text of a token stood last, as a table in Markdown."""
+    quarters = [f"quarter {i + 1}" for i in range(len(rows[0]["bits_by_quarter"]))]
+    lines = [["attention", *quarters, *RANGES, f"ahead of {rows[0]['name']} from"]]
+    lines.append(["---"] * len(lines[0]))
+    counts = rows[0]["tokens_by_repetition"]
+    lines.append(["tokens", *[""] * len(quarters), *(f"{count / sum(counts):.0%}" for count in counts), ""])
+    for row in rows:
+        bits = [f"{bits:.3f}" for bits in row["bits_by_quarter"] + row["bits_by_repetition"]]
+        start = ahead_from(row["curve"], rows[0]["curve"])
+        lines.append([row["name"], *bits, "-" if start is None else f"{start / 1e6:.1f} M tokens"])
     return markdown.table(lines)
 
 
 def plot(rows: list[dict], path: Path, title: str) -> None:
-    """Bits against time and memory of a step."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, key, label in zip(
-        figure.subplots(1, 2), ("step_ms", "step_mib"), ("ms per training step", "MiB per training step"), strict=True
-    ):
+    """Bits against tokens and seconds of training, and against time and memory of a step."""
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    (by_tokens, by_time), costs = figure.subplots(2, 2)
+    for row in rows:
+        style = "-" if row["name"].startswith("fma") else "--"
+        if row["curve"]:
+            tokens, bits = zip(*row["curve"], strict=True)
+            seconds = [n / row["step_tokens"] * row["step_ms"] / 1e3 for n in tokens]
+            by_tokens.plot([n / 1e6 for n in tokens], bits, style, label=row["name"])
+            by_time.plot(seconds, bits, style, label=row["name"])
+    by_tokens.set(xlabel="tokens of training, millions", ylabel="bits per token, training")
+    by_time.set(xlabel="seconds of training, by the time of a step", ylabel="bits per token, training")
+    by_tokens.legend(fontsize=7)
+    for axes, key, label in zip(costs, ("step_ms", "step_mib"), ("ms per step", "MiB per step"), strict=True):
         for row in rows:
             axes.scatter(row[key], row["bits"], color="tab:red" if row["name"].startswith("fma") else "tab:blue")
             axes.annotate(row["name"], (row[key], row["bits"]), (4, 4), textcoords="offset points", fontsize=7)
-        axes.set(xlabel=label, ylabel="bits per token")
+        axes.set(xlabel=label, ylabel="bits per token, evaluation")
         axes.margins(x=0.2)
+    for axes in (by_tokens, by_time, *costs):
         axes.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)

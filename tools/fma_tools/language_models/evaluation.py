@@ -1,4 +1,4 @@
-"""Bits per token of a trained model, by the place of a token in its context."""
+"""Bits per token of a trained model, by the place of a token in its context and by what stood there before."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from fairseq import utils
 
 from .loading import Trained
+from .repetition import RANGES, distances, range_of
 
 QUARTERS = 4
 
@@ -25,7 +26,9 @@ def evaluate(trained: Trained, split: str, context: int, samples: int) -> dict:
         samples: number of samples, or all there are if that is less.
 
     Returns:
-        ``bits``, ``bits_by_quarter`` of the context, ``tokens``, ``updates`` and ``parameters``.
+        ``bits``, ``bits_by_quarter`` of the context, ``tokens``, ``updates`` and ``parameters``; and
+        ``bits_by_repetition`` with the ``tokens_by_repetition``, by the ranges of :mod:`.repetition`: NaN and 0 for a
+        masked model, whose targets are no text.
 
     Raises:
         ValueError: there is no token to predict.
@@ -36,8 +39,8 @@ def evaluate(trained: Trained, split: str, context: int, samples: int) -> dict:
     dataset = task.dataset(split)
     full = [index for index in range(len(dataset)) if dataset.size(index) >= context - 1]  # without a shorter last one
     chosen = [full[i * len(full) // samples] for i in range(samples)] if samples < len(full) else full
-    total = torch.zeros(QUARTERS, dtype=torch.float64)
-    count = torch.zeros(QUARTERS, dtype=torch.float64)
+    total, count = (torch.zeros(QUARTERS, dtype=torch.float64) for _ in range(2))
+    repeated, repeats = (torch.zeros(len(RANGES), dtype=torch.float64) for _ in range(2))
     padding = task.target_dictionary.pad()
     for index in chosen:
         sample = dataset.collater([dataset[index]])
@@ -51,11 +54,17 @@ def evaluate(trained: Trained, split: str, context: int, samples: int) -> dict:
         real = target[0].ne(padding).cpu()
         total.index_add_(0, quarter[real], nll.cpu()[real])
         count.index_add_(0, quarter[real], real[real].double())
+        if real.all():
+            ranges = torch.tensor([range_of(distance) for distance in distances(target[0].tolist())])
+            repeated.index_add_(0, ranges, nll.cpu())
+            repeats.index_add_(0, ranges, real.double())
     if not count.sum():
         raise ValueError(f"{split}: no tokens to predict in samples of {context} tokens")
     return dict(
         bits=(total.sum() / count.sum() / math.log(2)).item(),
         bits_by_quarter=(total / count / math.log(2)).tolist(),
+        bits_by_repetition=(repeated / repeats / math.log(2)).tolist(),
+        tokens_by_repetition=repeats.long().tolist(),
         tokens=int(count.sum()),
         updates=trained.updates,
         parameters=sum(p.numel() for p in model.parameters()),

@@ -76,6 +76,16 @@ def test_bits_by_the_place_in_the_context():
     assert found["bits_by_quarter"] == pytest.approx([1.5, 3.5, 5.5, 7.5])
     assert found["bits"] == pytest.approx(4.5)
     assert (found["tokens"], found["updates"], found["parameters"]) == (24, 7, 4)
+    assert found["tokens_by_repetition"] == [0, 0, 0, 0, 24]
+    assert found["bits_by_repetition"][-1] == pytest.approx(4.5)
+
+
+def test_bits_of_repeated_text():
+    """Tokens 1, 2, 3, 1, 2, 3 ...: from the ninth on, the last six stood before, three tokens back."""
+    found = evaluate(trained([12]), "valid", context=12, samples=1)
+    assert found["tokens_by_repetition"] == [4, 0, 0, 0, 8]
+    assert found["bits_by_repetition"][0] == pytest.approx((9 + 10 + 11 + 12) / 4)
+    assert math.isnan(found["bits_by_repetition"][1])
 
 
 def test_samples_are_spread_evenly():
@@ -96,6 +106,7 @@ def test_only_tokens_to_predict_count():
     found = evaluate(model, "valid", context=8, samples=1)
     assert found["tokens"] == 2 and found["bits"] == pytest.approx((2 + 6) / 2)
     assert found["bits_by_quarter"][0] == pytest.approx(2) and math.isnan(found["bits_by_quarter"][1])
+    assert sum(found["tokens_by_repetition"]) == 0, "they are no text"
 
 
 def test_a_split_without_a_whole_sample_is_refused():
