@@ -21,6 +21,7 @@ from .checks import (
     require_tokens,
 )
 from .hierarchy import Hierarchy
+from .packing import attend_packed, resolve_grids
 from .summaries import SummaryBasis, aggregate, cell_weights
 
 
@@ -32,6 +33,8 @@ def fma(
     cell_size: int,
     rank: int = 1,
     grid: Sequence[int] | None = None,
+    cu_seqlens: Tensor | Sequence[int] | None = None,
+    grids: Sequence[int | Sequence[int]] | None = None,
     causal: bool = False,
     key_basis: SummaryBasis | None = None,
     value_basis: SummaryBasis | None = None,
@@ -55,6 +58,9 @@ def fma(
         cell_size: side of a level-1 cell in tokens.
         rank: summaries per cell and axis; divides ``cell_size``.
         grid: tokens per axis, one to three numbers whose product is N; None for a sequence of N tokens.
+        cu_seqlens: several sequences in one row (B = 1, G = 0), none of which reads another: where each begins, and
+            where the last one ends, 0, n_1, n_1 + n_2, ..., N. Results are those of one call per sequence.
+        grids: the same for images or volumes: tokens per axis of each, in the order of the row.
         causal: a query reads no later token (sequences only).
         key_basis, value_basis: weights of the summaries, with the geometry above; None for means without weights.
         query_basis: weights of query summaries: FMA-linear, O(N). None: a query reads the summaries itself, O(N log N).
@@ -77,6 +83,24 @@ def fma(
     refuse_jit_trace()
     require(query.ndim == 4, "query.shape", tuple(query.shape), "four dimensions (B, H, N, d)")
     require_num_global_tokens(num_global_tokens, causal)
+    if cu_seqlens is not None or grids is not None:
+        require(grid is None, "grid", grid, "None with cu_seqlens or grids")
+        require(num_global_tokens == 0, "num_global_tokens", num_global_tokens, "0 with cu_seqlens or grids")
+        require(query.shape[0] == 1, "query.shape", tuple(query.shape), "one row, with cu_seqlens or grids")
+        found = resolve_grids(query.shape[2], cu_seqlens, grids)
+        for name, x in (("key", key), ("value", value)):
+            require_like(name, x, "query", query, query.shape[2])
+        require_mask(key_padding_mask, query)
+
+        def attend(query, key, value, grid, mask) -> tuple[Tensor, Tensor]:
+            return fma(
+                query, key, value, cell_size=cell_size, rank=rank, grid=grid, causal=causal, key_basis=key_basis,
+                value_basis=value_basis, query_basis=query_basis, scale=scale, group_bias=group_bias,
+                near_only=near_only, key_padding_mask=mask, dropout_p=dropout_p, return_lse=True, backend=backend,
+            )  # fmt: skip
+
+        results = attend_packed(attend, query, key, value, found, cell_size, key_padding_mask)
+        return results if return_lse else results[0]
     if grid is None:
         length = query.shape[2] - num_global_tokens
         require(length >= 1, "query.shape", tuple(query.shape), f"more than {num_global_tokens} tokens in dimension 2")

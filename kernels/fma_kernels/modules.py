@@ -13,6 +13,7 @@ from .checks import refuse_jit_trace, require, require_num_global_tokens
 from .decoding import DecodingState, KeyValueCache
 from .functional import fma
 from .hierarchy import Hierarchy
+from .packing import resolve_grids
 from .summaries import SummaryBasis
 
 #: The attentions of the modules by name: all tokens, the near field alone, FMA, and FMA with summarised queries.
@@ -88,6 +89,8 @@ class CoreAttention(nn.Module):
         value: Tensor,
         grid: Sequence[int] | None = None,
         *,
+        cu_seqlens: Tensor | Sequence[int] | None = None,
+        grids: Sequence[int | Sequence[int]] | None = None,
         key_padding_mask: Tensor | None = None,
         dropout_p: float = 0.0,
     ) -> Tensor:
@@ -96,6 +99,7 @@ class CoreAttention(nn.Module):
         Args:
             query, key, value: (B, H, G + N, d), the G global tokens first.
             grid: tokens per axis, ``ndim`` numbers whose product is N; None for a sequence of N tokens.
+            cu_seqlens, grids: several sequences, images or volumes in one row, as in :func:`fma`.
             key_padding_mask: (B, N) bool, True = ignore the token; global tokens are never ignored.
             dropout_p: probability to drop an attention weight, 0 <= p < 1.
 
@@ -105,19 +109,27 @@ class CoreAttention(nn.Module):
         Raises:
             ValueError: the shapes do not fit together.
         """
-        grid = self.resolve_grid(query.shape[-2], grid)
+        if cu_seqlens is None and grids is None:
+            grid = self.resolve_grid(query.shape[-2], grid)
+            shapes, places = [grid], dict(grid=grid)
+        else:
+            require(grid is None, "grid", grid, "None with cu_seqlens or grids")
+            shapes = resolve_grids(query.shape[-2], cu_seqlens, grids)
+            require(len(shapes[0]) == self.ndim, "grids", shapes, f"{self.ndim} axes")
+            places = dict(grids=shapes)
         cells = dict(cell_size=self.cell_size, rank=self.rank, backend=self.backend)
         if self.attention == "full":  # one cell holds all tokens: PyTorch's own attention
-            cells = dict(cell_size=max(grid), backend="torch")
+            cells = dict(cell_size=max(map(max, shapes)), backend="torch")
         out = fma(
-            query, key, value, grid=grid, causal=self.causal, key_basis=self.key_basis, value_basis=self.value_basis,
+            query, key, value, **places, causal=self.causal, key_basis=self.key_basis, value_basis=self.value_basis,
             query_basis=self.query_basis, scale=self.scale, group_bias=self.group_bias,
             near_only=self.attention in ("full", "near"), key_padding_mask=key_padding_mask,
             num_global_tokens=self.num_global_tokens, dropout_p=dropout_p, **cells,
         )  # fmt: skip
         if not torch.is_grad_enabled():
             return out
-        hierarchy = Hierarchy(grid, self.cell_size, self.rank, causal=self.causal)
+        hierarchies = [Hierarchy(shape, self.cell_size, self.rank, causal=self.causal) for shape in shapes]
+        hierarchy = max(hierarchies, key=lambda hierarchy: hierarchy.num_levels)
         unread = [parameter for basis in self._bases() for parameter in basis.unread(hierarchy)]
         return _WithUnread.apply(out, *unread) if unread else out
 
@@ -257,14 +269,22 @@ class FMAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
-        self, x: Tensor, grid: Sequence[int] | None = None, key_padding_mask: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        grid: Sequence[int] | None = None,
+        key_padding_mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | Sequence[int] | None = None,
+        grids: Sequence[int | Sequence[int]] | None = None,
+    ) -> Tensor:
         """Attend over a grid of tokens.
 
         Args:
             x: (B, G + N, C) tokens: the G global ones, then those of the grid, row-major.
             grid: tokens per axis, ``ndim`` numbers whose product is N; None for a sequence of N tokens.
             key_padding_mask: (B, N) bool, True = ignore the token; global tokens are never ignored.
+            cu_seqlens, grids: several sequences, images or volumes in one row, none of which reads another, as in
+                :func:`fma`: (1, N, C) tokens, without global ones.
 
         Returns:
             (B, G + N, C) in the dtype of the projections.
@@ -274,12 +294,15 @@ class FMAttention(nn.Module):
         """
         refuse_jit_trace()
         require(x.ndim == 3, "x.shape", tuple(x.shape), "three dimensions (B, N, C)")
-        grid, count = self.attention.resolve_grid(x.shape[1], grid), self.attention.num_global_tokens
-        plus = f" and {count} global ones" if count else ""
-        expected = f"the {math.prod(grid)} tokens of {grid}{plus}"
-        require(x.shape[1] == count + math.prod(grid), "x.shape", tuple(x.shape), expected)
-        dropout_p = self.attn_drop if self.training else 0.0
-        out = self.attention(*self._project(x), grid, key_padding_mask=key_padding_mask, dropout_p=dropout_p)
+        if cu_seqlens is None and grids is None:
+            grid, count = self.attention.resolve_grid(x.shape[1], grid), self.attention.num_global_tokens
+            plus = f" and {count} global ones" if count else ""
+            expected = f"the {math.prod(grid)} tokens of {grid}{plus}"
+            require(x.shape[1] == count + math.prod(grid), "x.shape", tuple(x.shape), expected)
+        out = self.attention(
+            *self._project(x), grid, cu_seqlens=cu_seqlens, grids=grids, key_padding_mask=key_padding_mask,
+            dropout_p=self.attn_drop if self.training else 0.0,
+        )  # fmt: skip
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def decoding_state(self) -> DecodingState | KeyValueCache:
