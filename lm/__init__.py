@@ -1,6 +1,6 @@
 """Fast Multipole Attention language models for fairseq: ``fairseq-train --user-dir lm``.
 
-``import lm`` registers the models, the task and the tokenizer. fairseq imports the files of a ``--user-dir`` only if
+``import lm`` registers the models, the tasks and the tokenizer. fairseq imports the files of a ``--user-dir`` only if
 nothing has imported the package before (https://github.com/facebookresearch/fairseq/pull/2815), so the package imports
 them itself.
 """
@@ -13,8 +13,8 @@ except ImportError as error:
 from . import byte_values
 from .fairseq_seam import patches
 from .models import fma_lm, fma_mlm
-from .tasks import byte_language_modeling
+from .tasks import byte_language_modeling, recall
 
 patches.apply()
 
-__all__ = ["byte_language_modeling", "byte_values", "fma_lm", "fma_mlm"]
+__all__ = ["byte_language_modeling", "byte_values", "fma_lm", "fma_mlm", "recall"]

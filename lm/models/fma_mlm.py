@@ -59,7 +59,8 @@ class FMAMaskedModelFlags(AttentionFlags):
         default=DEFAULT_MIN_PARAMS_TO_WRAP, metadata={"help": "parameters of the smallest layer that FSDP shards"}
     )
     max_positions: Optional[int] = field(default=None, metadata={"help": "longest sequence; default: of the task"})
-    tokens_per_sample: int = II("task.tokens_per_sample")
+    # masked_lm has it. sentence_prediction, which classifies, has max_positions, and gives them to the model itself.
+    tokens_per_sample: Optional[int] = II("oc.select:task.tokens_per_sample,null")
 
 
 @dataclass

@@ -35,7 +35,7 @@ class Settings:
         config: the recipe.
         data: folder that ``fairseq-preprocess`` wrote.
         attention: the attentions to compare; ratios are to the first.
-        context: tokens per sample.
+        context: tokens per sample; None where the recipe says it.
         out: folder of trainings and results.
         name: name of the files of results.
         split: split to evaluate on.
@@ -51,7 +51,7 @@ class Settings:
     config: Path
     data: Path
     attention: list[Variant]
-    context: int
+    context: int | None
     out: Path
     name: str = "comparison"
     split: str = "valid"
@@ -67,7 +67,8 @@ class Settings:
     def folders(self) -> dict[str, list[Path]]:
         """Folders of the trainings by the texts of the attentions, one for each seed."""
         places = [self.out / f"seed{seed}" for seed in self.seeds] or [self.out]
-        names = {variant.text: f"{variant.folder}_{self.context}" for variant in self.attention}
+        behind = "" if self.context is None else f"_{self.context}"
+        names = {variant.text: f"{variant.folder}{behind}" for variant in self.attention}
         return {text: [place / name for place in places] for text, name in names.items()}
 
     @property

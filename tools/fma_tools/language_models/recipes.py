@@ -93,8 +93,9 @@ def training_command(
     """
     if config.suffix != ".yaml" or not config.is_file():
         raise CommandError(f"config: {config}, expected a recipe, a .yaml file")
+    parts = data / "input0" if (data / "input0").is_dir() else data  # of sentence_prediction, or of language models
     for name in ("dict.txt", "train.bin"):
-        if not (data / name).is_file():
+        if not (parts / name).is_file():
             raise CommandError(f"--data: {data}, expected a folder that fairseq-preprocess wrote; it has no {name}")
     if context is not None and context < 1:
         raise CommandError(f"--context: {context}, expected a number of tokens >= 1")

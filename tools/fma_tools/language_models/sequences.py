@@ -1,0 +1,152 @@
+"""Tasks that need a part of the sequence far away: accuracies of models that differ in their attention alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import statistics
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from fma_kernels import __version__
+from fma_kernels.measure import device_name
+
+from .. import markdown
+from ..command import CommandError
+from .comparison import CHECKPOINT, Settings, train
+from .recipes import plugin
+
+#: Largest distances from a pair to its question, of the ranges that recall is given for.
+LIMITS = (16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How often a model was right.
+
+    Attributes:
+        right, count: by range of distance, or of the whole alone.
+    """
+
+    right: list[int]
+    count: list[int]
+
+    @property
+    def total(self) -> float:
+        """Of all, from 0 to 1."""
+        return sum(self.right) / sum(self.count)
+
+    @property
+    def by_range(self) -> list[float]:
+        """Of each range, NaN where there is none."""
+        return [right / count if count else float("nan") for right, count in zip(self.right, self.count, strict=True)]
+
+
+def ranges() -> list[str]:
+    """Names of the ranges of distance."""
+    starts = [1, *(limit + 1 for limit in LIMITS)]
+    return [*(f"{start}-{limit}" for start, limit in zip(starts, LIMITS, strict=False)), f"> {LIMITS[-1]}"]
+
+
+@torch.no_grad()
+def accuracy(checkpoint: Path, data: Path, split: str) -> Accuracy:
+    """How often the most probable class, or answer, of a trained model is right.
+
+    Args:
+        checkpoint: of a model of the task ``sentence_prediction`` or ``recall``.
+        data: folder of the data.
+        split: name of the split.
+    """
+    from fairseq import checkpoint_utils, tasks, utils
+
+    utils.import_user_module(Namespace(user_dir=str(plugin())))
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
+    state["cfg"].task.data = str(data)
+    task = tasks.setup_task(state["cfg"].task)
+    (model,), cfg, _ = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], task=task, state=state)
+    task.load_dataset(split)
+    dataset, model = task.dataset(split), model.eval()
+    recall = cfg.task._name == "recall"
+    size = len(LIMITS) + 1 if recall else 1
+    right, count = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
+    for start in range(0, len(dataset), 32):
+        batch = dataset.collater([dataset[i] for i in range(start, min(start + 32, len(dataset)))])
+        if recall:
+            target = batch["target"]
+            asked = target != task.target_dictionary.pad()
+            hits = model(**batch["net_input"])[0].argmax(-1) == target
+            places = torch.bucketize(distances(batch["net_input"]["src_tokens"], asked), torch.tensor(LIMITS))
+            right += torch.bincount(places[hits[asked]], minlength=size)
+            count += torch.bincount(places, minlength=size)
+        else:
+            logits, _ = model(**batch["net_input"], classification_head_name=cfg.task.classification_head_name)
+            right += (logits.argmax(-1) == batch["target"].view(-1)).sum()
+            count += len(logits)
+    return Accuracy(right.tolist(), count.tolist())
+
+
+def distances(tokens: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """Tokens from each key that is asked for back to where it stood first, in the order of ``asked``.
+
+    Args:
+        tokens: (B, N) token numbers.
+        asked: (B, N) bool, True at the keys that are asked for.
+    """
+    rows, places = asked.nonzero(as_tuple=True)
+    same = tokens[rows] == tokens[rows, places][:, None]
+    return places - same.int().argmax(1)
+
+
+def compare(settings: Settings, command: list[str]) -> None:
+    """Train, test, print the table, and write the results.
+
+    Args:
+        settings: the settings; those of the timing are not read.
+        command: words of the command, for the record.
+
+    Raises:
+        CommandError: a number is too small, a file is missing, or a training failed.
+    """
+    for name in ("jobs", "threads"):
+        if getattr(settings, name) < 1:
+            raise CommandError(f"--{name}: {getattr(settings, name)}, expected an integer >= 1")
+    trainings = settings.trainings
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        list(pool.map(train, trainings.values(), trainings, [settings.threads] * len(trainings)))
+    logging.getLogger().setLevel(logging.WARNING)
+    torch.set_num_threads(settings.jobs * settings.threads)
+    rows = []
+    for name, folders in settings.folders.items():
+        found = [accuracy(folder / CHECKPOINT, settings.data.resolve(), settings.split) for folder in folders]
+        by_range = [statistics.fmean(values) for values in zip(*(one.by_range for one in found), strict=True)]
+        rows.append(dict(name=name, accuracy=[one.total for one in found], by_range=by_range, count=found[0].count))
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    title = f"{settings.config.stem}, {settings.data.name}, {settings.split}; {device}, fma-mm {__version__}"
+    text = f"{title}\n\n{table(rows)}\n"
+    print(text)
+    about = dict(title=title, torch=torch.__version__, command=shlex.join(command), rows=rows)
+    (settings.out / f"{settings.name}.json").write_text(json.dumps(about, indent=4) + "\n")
+    (settings.out / f"{settings.name}.md").write_text(text)
+
+
+def table(rows: list[dict]) -> str:
+    """The results as a table in Markdown; of several seeds the mean, and the least and the most of them."""
+    far = ranges() if len(rows[0]["by_range"]) > 1 else []
+    lines = [["attention", "accuracy, %", *far], ["---"] * (2 + len(far))]
+    for row in rows:
+        values = [100 * value for value in row["accuracy"]]
+        spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
+        parts = [f"{100 * value:.1f}" for value in row["by_range"]] if far else []
+        lines.append([row["name"], f"{statistics.fmean(values):.1f}{spread}", *parts])
+    return markdown.table(lines)
+
+
+def settings_from(args: Namespace) -> Settings:
+    """Settings of the command line, which has no options of timing and no context."""
+    known = {field.name for field in fields(Settings)}
+    return Settings(**{key: value for key, value in vars(args).items() if key in known}, context=None)
