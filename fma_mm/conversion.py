@@ -50,9 +50,9 @@ def convert_attention(
         model: the backbone, or any module that contains exactly one.
         cell_size: side of the finest cells, in patches.
         rank: summaries per cell and axis; divides ``cell_size``.
-        attention: ``"fma"``, or ``"fma_linear"`` where queries are summarised too. Two controls go through the same
-            replaced modules and have no bases: ``"near"`` reads the near field alone, and ``"full"`` computes the
-            same as the original model, on images of any size.
+        attention: ``"fma"``, or ``"fma_linear"`` where queries are summarised too. Controls go through the same
+            replaced modules and have no bases: ``"near"`` reads the near field alone, ``"full"`` computes the same
+            as the original model, on images of any size, and with ``"none"`` a token reads itself alone.
         layers: numbers of the layers to convert, negative ones from the end; None for all.
         basis_kind: how summaries are made: ``"nested"``, ``"direct"`` or ``"mean"``.
         num_levels: levels to build bases for; those of the model's ``img_size`` if None. ``"nested"`` bases reuse the

@@ -131,6 +131,7 @@ def query_attention(
         ValueError: the shapes do not fit together, or the query is outside of the map.
     """
     core = module.attention
+    require(core.attention != "none", "module.attention", core.attention, "an attention that reads other tokens")
     cells = (max(hw_shape), 1) if core.attention == "full" else (core.cell_size, core.rank)
     hierarchy = Hierarchy(tuple(hw_shape), *cells)
     expected = (hierarchy.num_tokens, module.embed_dims)

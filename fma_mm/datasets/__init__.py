@@ -1,4 +1,5 @@
+from .cued_scenes import CuedScenes
 from .digit_scenes import DigitScenes
 from .digits import HandwrittenDigits
 
-__all__ = ["DigitScenes", "HandwrittenDigits"]
+__all__ = ["CuedScenes", "DigitScenes", "HandwrittenDigits"]

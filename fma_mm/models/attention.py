@@ -30,8 +30,8 @@ class FMA2DAttention(FMAttention, BaseModule):
         qk_scale: factor of the logits; ``head_dim ** -0.5`` when None.
         init_cfg: mmengine initialisation config.
         **options: the other arguments of :class:`fma_kernels.FMAttention`: ``attention`` (``"fma"``, ``"fma_linear"``,
-            or a control, ``"near"`` or ``"full"``), ``basis_kind``, ``num_levels``, ``share_heads``, ``qkv_bias``,
-            ``group_bias``, ``num_global_tokens``, ``attn_drop``, ``proj_drop``, ``backend``.
+            or a control, ``"near"``, ``"full"`` or ``"none"``), ``basis_kind``, ``num_levels``, ``share_heads``,
+            ``qkv_bias``, ``group_bias``, ``num_global_tokens``, ``attn_drop``, ``proj_drop``, ``backend``.
 
     Raises:
         ValueError: an argument is outside of the values stated above.

@@ -191,8 +191,8 @@ class FMA2D(BaseModule):
         **attention_options: options of the attention of every block, with the defaults of :class:`FMA2DAttention`:
 
             - ``attention``: ``"fma"``, or ``"fma_linear"`` where queries are summarised too and the cost is linear in
-              H * W. Two controls have the same projections, the same initialisation and no bases: ``"near"`` reads the
-              near field alone, ``"full"`` reads all tokens by PyTorch's scaled_dot_product_attention.
+              H * W. Controls have the same projections, the same initialisation and no bases: ``"near"`` reads the near
+              field alone, ``"full"`` all tokens by PyTorch's scaled_dot_product_attention, ``"none"`` no other token.
             - ``basis_kind``: ``"nested"``, ``"direct"`` or ``"mean"``. With ``"direct"``, inputs much larger than
               ``img_size`` have more levels than were built and are refused.
             - ``share_heads``: share the summary bases over the heads; False by default.

@@ -16,8 +16,8 @@ from .hierarchy import Hierarchy
 from .packing import resolve_grids
 from .summaries import SummaryBasis
 
-#: The attentions of the modules by name: all tokens, the near field alone, FMA, and FMA with summarised queries.
-ATTENTIONS = ("full", "near", "fma", "fma_linear")
+#: The attentions of the modules by name: all tokens, the near field alone, FMA, FMA with summarised queries, and none.
+ATTENTIONS = ("full", "near", "fma", "fma_linear", "none")
 
 
 class CoreAttention(nn.Module):
@@ -33,6 +33,7 @@ class CoreAttention(nn.Module):
     ``near``        the tokens of its own and the touching cells                    none
     ``fma``         these, and summaries of all other cells                         key, value bases
     ``fma_linear``  the same; summaries of queries read the summaries               and a query basis
+    ``none``        itself alone: the output is its value                           none
     ==============  ==============================================================  ==================
 
     Args:
@@ -117,6 +118,8 @@ class CoreAttention(nn.Module):
             shapes = resolve_grids(query.shape[-2], cu_seqlens, grids)
             require(len(shapes[0]) == self.ndim, "grids", shapes, f"{self.ndim} axes")
             places = dict(grids=shapes)
+        if self.attention == "none":
+            return value
         cells = dict(cell_size=self.cell_size, rank=self.rank, backend=self.backend)
         if self.attention == "full":  # one cell holds all tokens: PyTorch's own attention
             cells = dict(cell_size=max(map(max, shapes)), backend="torch")
@@ -158,6 +161,7 @@ class CoreAttention(nn.Module):
         require(self.causal, "causal", self.causal, "True, to decode")
         expected = "another to decode: its query summaries belong to whole sub-blocks"
         require(self.attention != "fma_linear", "attention", self.attention, expected)
+        require(self.attention != "none", "attention", self.attention, "another to decode: it reads no other token")
         if self.attention == "full":
             return KeyValueCache(scale=self.scale)
         if self.attention == "near":
@@ -211,7 +215,8 @@ class FMAttention(nn.Module):
         ndim: axes of the grid.
         causal: a token reads no later token (``ndim=1``).
         attention: ``"fma"``; ``"fma_linear"``, which summarises the queries as well, O(N); or a control that has
-            neither summaries nor their weights: ``"near"`` reads the near field alone, ``"full"`` reads all tokens.
+            neither summaries nor their weights: ``"near"`` reads the near field alone, ``"full"`` reads all tokens,
+            and with ``"none"`` a token reads itself alone.
         basis_kind: how summaries are made, ``"nested"``, ``"direct"`` or ``"mean"``; see :class:`SummaryBasis`.
         num_levels: levels to build weights for. ``nested`` bases reuse the last one beyond; ``direct`` ones need all.
         share_heads: share the summary weights over heads.

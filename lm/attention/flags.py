@@ -8,7 +8,7 @@ import fma_kernels
 from fma_kernels.backends.selection import BACKENDS
 
 #: Attentions of ``fma_kernels``: their names on the command line, with hyphens, and in Python.
-OPERATORS = {name.replace("_", "-"): name for name in fma_kernels.ATTENTIONS}
+OPERATORS = {name.replace("_", "-"): name for name in fma_kernels.ATTENTIONS if name != "none"}
 #: Attentions of other libraries.
 BASELINES = ("local", "linear", "h-transformer", "reformer")
 ATTENTIONS = (*OPERATORS, *BASELINES)

@@ -369,7 +369,7 @@ def structure(model):
         (lambda: further_keys(kdim=4), {}, r"layers.1.attn.attn.kdim and vdim=\(4, 8\).*embed_dim=8"),
         (lambda: convert_attention(pretrain(), 4, layers=1), {}, "layers.1.attn='FMA'.*not converted before"),
         (lambda: convert_attention(seg(), 4, layers=1), {}, "layers.1.attn='FMA'.*not converted before"),
-        (pretrain, dict(attention="linear"), "attention='linear'.*full, near, fma, fma_linear"),
+        (pretrain, dict(attention="linear"), "attention='linear'.*full, near, fma, fma_linear, none"),
         (pretrain, dict(rank=3), "rank=3.*divisor of cell_size"),
         (pretrain, dict(cell_size=0), "cell_size=0"),
         (pretrain, dict(basis_kind="max"), "'max'.*nested"),

@@ -98,7 +98,7 @@ def test_names_and_order_of_the_parameters():
     assert list(dict.fromkeys(names)) == ["qkv", *bases, "proj"]
 
 
-@pytest.mark.parametrize("control", ["near", "full"])
+@pytest.mark.parametrize("control", ["near", "full", "none"])
 def test_a_control_has_the_projections_of_fma_and_nothing_else(control):
     states = {}
     for attention in ("fma", control):
@@ -112,11 +112,12 @@ def test_a_control_has_the_projections_of_fma_and_nothing_else(control):
 def test_controls_read_the_near_field_or_all_tokens(grid, ndim):
     x = tokens(grid, batch=1).double().requires_grad_()
     readers = {}
-    for attention in ("near", "full"):
+    for attention in ("near", "full", "none"):
         module = FMAttention(8, 2, cell_size=3, ndim=ndim, attention=attention).double()
         out = module(x, grid)[0, 0].sum()
         readers[attention] = torch.autograd.grad(out, x)[0][0].any(-1).view(grid)
     assert readers["full"].all()
+    assert readers["none"].sum() == 1 and readers["none"].flatten()[0]
     near = readers["near"]
     assert near[(slice(6),) * ndim].all() and near.sum() == 6**ndim
 
