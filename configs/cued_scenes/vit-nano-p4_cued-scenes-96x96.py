@@ -1,4 +1,4 @@
-"""A plain ViT segments the digits that the digit in the corner asks for: no convolutions, no class token.
+"""A plain ViT segments the digits in the colour of the one in the corner: no convolutions, no class token.
 
 24x24 tokens in three layers; cells of 2x2. With the near field alone, a token sees at most nine tokens far through all
 layers, so most digits do not see the corner. The attention is chosen by
@@ -36,23 +36,21 @@ model = dict(
         loss_decode=dict(type="CrossEntropyLoss"),
     ),
 )
-digits = (0, 1)
-train_dataloader = dict(
-    dataset=dict(type="CuedScenes", digits=digits, pipeline=[dict(type="PackSegInputs")]),
-)
-val_dataloader = dict(dataset=dict(type="CuedScenes", digits=digits))
+train_dataloader = dict(dataset=dict(type="CuedScenes", pipeline=[dict(type="PackSegInputs")]))
+val_dataloader = dict(dataset=dict(type="CuedScenes"))
 test_dataloader = val_dataloader
 
-iters = 1500
+iters = 600
 optim_wrapper = dict(paramwise_cfg=None)  # that of the demo is for SegFormer's head
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.05, by_epoch=False, end=100),
     dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=False, begin=100, end=iters),
 ]
-train_cfg = dict(max_iters=iters, val_interval=500)
-default_hooks = dict(checkpoint=dict(interval=500))
+train_cfg = dict(max_iters=iters, val_interval=300)
+default_hooks = dict(checkpoint=dict(interval=300))
 custom_hooks = [
     dict(type="ConvertAttentionHook", cell_size=2, rank=1, attention="fma"),
     dict(type="CPUThreadsHook", num_threads=1),
+    dict(type="RunSummaryHook", num_images=8, metric="mIoU"),
 ]
 work_dir = None
