@@ -2,60 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import cv2
 import numpy as np
 from mmengine.registry import DATASETS
 
-from fma_kernels.checks import require
-
 from .digit_scenes import DigitScenes
 from .digits import SPLITS
 
 #: Side of the cue in pixels.
 CUE = 24
+#: The two colours of digits, blue and red, as factors of the channels BGR.
+COLORS = np.array([[1.0, 0.3, 0.3], [0.3, 0.3, 1.0]])
 
 
 @DATASETS.register_module()
 class CuedScenes(DigitScenes):
-    """:class:`DigitScenes` with a cue: asked for are the pixels of the digits that are like the one in the corner.
+    """:class:`DigitScenes` with a cue: asked for are the pixels of the digits in the colour of the one in the corner.
 
-    A real digit, bright on black, covers the upper left 24x24 pixels. Class 1 ("asked") are the pixels of the other
-    digits of its kind, class 0 ("other") is everything else, the cue included. All kinds are equally likely as the cue,
-    so a model that cannot see the corner from where a digit lies cannot know what is asked.
+    Every digit is painted blue or red, at random. Another real digit in one of the two colours, on black, covers the
+    upper left 24x24 pixels: the cue. Class 1 ("asked") are the pixels of the other digits in its colour, class 0
+    ("other") is everything else, the cue included. Both colours are equally likely as the cue, and do not depend on the
+    scene: a model that cannot see the corner from where a digit lies cannot know what is asked.
 
-    An item has the keys of :class:`DigitScenes`, and ``cue``, the digit in the corner.
+    An item has the keys of :class:`DigitScenes`, and ``cue``, the number of the colour in the corner. The dicts of
+    ``digits`` have the number of their ``color``.
 
     Args:
-        split, num_scenes, size, seed: as for :class:`DigitScenes`.
-        digits: the kinds of digits in the scenes, two or more.
-        **kwargs: arguments of mmengine's ``BaseDataset``, such as ``pipeline`` and ``test_mode``.
+        **kwargs: those of :class:`DigitScenes`.
 
     Raises:
-        ValueError: an argument is outside of the values stated above.
+        ValueError: an argument is outside of the values stated there.
         ImportError: scikit-learn is missing.
     """
 
     METAINFO: ClassVar[dict] = dict(classes=("other", "asked"), palette=[(40, 40, 40), (60, 180, 75)])
 
-    def __init__(self, *args, digits: Sequence[int] = tuple(range(10)), **kwargs):
-        known = len(set(digits)) == len(digits) > 1 and set(digits) <= set(range(10))
-        require(known, "digits", digits, "two or more different digits")
-        self.digits = tuple(digits)
-        super().__init__(*args, **kwargs)
-
-    def load_data_list(self) -> list[dict]:
-        """Read the digits of this split and these kinds, and number the scenes."""
-        scenes = super().load_data_list()
-        sources, images, labels = self._digits
-        chosen = np.isin(labels, self.digits)
-        self._digits = sources[chosen], images[chosen], labels[chosen]
-        return scenes
-
     def get_data_info(self, idx: int) -> dict:
-        """Compose one scene, and put the cue into its corner.
+        """Compose one scene, paint its digits, and put the cue into its corner.
 
         Args:
             idx: its index in the data set.
@@ -65,11 +50,14 @@ class CuedScenes(DigitScenes):
         """
         info = super().get_data_info(idx)
         random = np.random.RandomState([self.seed, SPLITS.index(self.split), info["scene"], 1])
-        _, images, labels = self._digits
-        cue = self.digits[random.randint(len(self.digits))]
-        chosen = random.choice(np.flatnonzero(labels == cue))
-        picture = cv2.resize(images[chosen], (CUE, CUE), interpolation=cv2.INTER_LINEAR_EXACT)
-        info["img"][:CUE, :CUE] = picture[..., None]
-        seg_map = (info["gt_seg_map"] == 1 + cue).astype(np.uint8)
-        seg_map[:CUE, :CUE] = 0
-        return info | dict(gt_seg_map=seg_map, cue=cue)
+        cue, (_, images, _) = random.randint(2), self._digits
+        img, ink, asked = info["img"], info["gt_seg_map"] > 0, np.zeros_like(info["gt_seg_map"])
+        for digit in info["digits"]:
+            digit["color"] = color = random.randint(2)
+            window = tuple(slice(digit[start], digit[start] + digit["side"]) for start in ("top", "left"))
+            img[window][ink[window]] = img[window][ink[window]] * COLORS[color]
+            asked[window] |= (ink[window] & (color == cue)).astype(asked.dtype)
+        picture = cv2.resize(images[random.randint(len(images))], (CUE, CUE), interpolation=cv2.INTER_LINEAR_EXACT)
+        img[:CUE, :CUE] = picture[..., None] * COLORS[cue]
+        asked[:CUE, :CUE] = 0
+        return info | dict(gt_seg_map=asked, cue=cue)

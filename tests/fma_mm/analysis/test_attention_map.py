@@ -42,7 +42,7 @@ def test_readings_are_a_partition_of_the_grid(grid, cell, data):
 @given(
     sizes,
     cells,
-    st.sampled_from(ATTENTIONS),
+    st.sampled_from([name for name in ATTENTIONS if name != "none"]),
     st.sampled_from(["nested", "direct", "mean"]),
     st.booleans(),
     st.sampled_from([None, 0.3]),
@@ -93,6 +93,11 @@ def test_near_shows_touching_cells_and_full_shows_the_whole_map():
     touching[3:12, 3:12] = True
     assert torch.equal(near > 0, touching.expand(2, -1, -1))
     assert (full > 0).all()
+
+
+def test_an_attention_that_reads_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"module.attention='none': expected an attention that reads other tokens"):
+        query_attention(make("none", (2, 1)), torch.randn(25, 6, dtype=torch.float64), (5, 5), (0, 0))
 
 
 def test_constant_keys_give_uniform_attention():

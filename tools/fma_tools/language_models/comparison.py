@@ -193,7 +193,7 @@ def table(rows: list[dict], masked: bool) -> str:
     unit = "perplexity" if masked else "bits per character"
     lines = [["attention", "parameters", unit, "last quarter", "ms per step", "ratio", "MiB per step"], ["---"] * 7]
     for row in rows:
-        seeds = row["bits_by_seed"]
+        seeds = row.get("bits_by_seed", [])  # results of earlier versions have none
         spread = f" ({shown(min(seeds))}-{shown(max(seeds))})" if len(seeds) > 1 else ""
         bits = [shown(row["bits"]) + spread, shown(row["bits_by_quarter"][-1])]
         times = [f"{row['step_ms']:.0f}", f"{row['step_ms'] / rows[0]['step_ms']:.2f}"]

@@ -22,7 +22,7 @@ from .comparison import CHECKPOINT, Settings, train
 from .recipes import plugin
 
 #: Largest distances from a pair to its question, of the ranges that recall is given for.
-LIMITS = (16, 32, 64)
+LIMITS = (16, 32)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from fma_tools.prepare import listops, recall
 
 CONFIGS = Path(__file__).parents[4] / "configs/lm"
 ROWS = [
-    dict(name="full", accuracy=[0.5, 0.75], by_range=[1.0, 0.5, 0.25, float("nan")], count=[1, 2, 4, 0]),
-    dict(name="near", accuracy=[0.25], by_range=[1.0, 0.0, 0.0, float("nan")], count=[1, 2, 4, 0]),
+    dict(name="full", accuracy=[0.5, 0.75], by_range=[1.0, 0.5, float("nan")], count=[1, 2, 0]),
+    dict(name="near", accuracy=[0.25], by_range=[1.0, 0.0, float("nan")], count=[1, 2, 0]),
 ]
 
 
 def test_table():
     lines = sequences.table(ROWS).splitlines()
-    assert lines[0] == "| attention | accuracy, % | 1-16 | 17-32 | 33-64 | > 64 |"
-    assert lines[2] == "| full | 62.5 (50.0-75.0) | 100.0 | 50.0 | 25.0 | nan |"
+    assert lines[0] == "| attention | accuracy, % | 1-16 | 17-32 | > 32 |"
+    assert lines[2] == "| full | 62.5 (50.0-75.0) | 100.0 | 50.0 | nan |"
     whole = sequences.table([ROWS[1] | dict(by_range=[0.25])]).splitlines()
     assert whole[0] == "| attention | accuracy, % |" and whole[2] == "| near | 25.0 |"
 
