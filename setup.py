@@ -110,7 +110,11 @@ setup(
         *find_packages("tools"),
         *find_packages(include=["fma_mm", "fma_mm.*", "lm", "lm.*"]),
     ],
-    package_data={"fma_kernels.backends.cpp": ["source/*.h", "source/*.cpp"]},  # compiled at first use
+    package_data={
+        "fma_kernels.backends.cpp": ["source/*.h", "source/*.cpp"],  # compiled at first use
+        "fma_mm": ["weights/*.pth"],
+        "lm": ["weights/*"],
+    },
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,
     cmdclass={"build_py": BuildWithMim, "egg_info": EggInfoForMim},

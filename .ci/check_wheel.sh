@@ -51,7 +51,8 @@ step "4/6 models by name"
 import fma_mm, mmpretrain, torch
 fma_mm.register_models()
 print(mmpretrain.list_models('fma2d*'))
-print(fma_mm.get_model('fma2d-tiny_8xb128_in1k')(torch.rand(1, 3, 224, 224)).shape)"
+print(fma_mm.get_model('fma2d-tiny_8xb128_in1k')(torch.rand(1, 3, 224, 224)).shape)
+print(fma_mm.get_model('fma2d-nano_b64-16k_cifar10', pretrained=True)(torch.rand(1, 3, 32, 32)).shape)"
 
 step "5/6 training and testing with the shipped tools and a shipped config"
 "$python" "$shipped/tools/train.py" "$shipped/configs/demo/fma2d_digits.py" --cfg-options \
@@ -65,4 +66,5 @@ for split in train valid; do printf '%s\n' {1..400}' 2 3 4' >$split.txt; done
 "$work/venv/bin/fairseq-preprocess" --only-source --trainpref train.txt --validpref valid.txt --destdir bin >preprocess.txt
 "$work/venv/bin/fairseq-train" bin --user-dir "$plugin" --task language_modeling --arch fma_lm_tiny --tokens-per-sample 256 \
     --batch-size 1 --optimizer adam --lr 0.001 --max-update 2 --save-dir lm 2>&1 | grep "done training"
+"$python" "$shipped/tools/continue_text.py" "def main(" --length 20
 echo "The wheel works: $(basename "$wheel")"

@@ -1,4 +1,4 @@
-"""Models by name: where this project's configs and metafiles are, and how OpenMMLab's libraries find them."""
+"""Models by name: where this project's configs, metafiles and weights are, and how OpenMMLab's libraries find them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mmengine.config.utils import MODULE2PACKAGE
 from torch import nn
+
+from fma_kernels.checks import require_published
 
 # mmengine resolves ``_base_ = "fma_mm::FOLDER/NAME.py"`` through a fixed table of packages. No call adds one
 # (https://github.com/open-mmlab/mmengine/issues/1410).
@@ -24,9 +26,23 @@ def files_root() -> Path:
     return installed if installed.is_dir() else package.parent
 
 
+def weights_file(name: str) -> Path:
+    """A file of weights that ships with the package, in ``fma_mm/weights``.
+
+    Args:
+        name: name of the file, ``MODEL-HASH.pth`` with the first eight digits of its SHA-256.
+
+    Raises:
+        ValueError: the file is missing, or is not the one that was published.
+    """
+    path = Path(__file__).parent / "weights" / name
+    require_published(path)
+    return path
+
+
 @cache
 def register_models() -> None:
-    """Add the classifiers of ``configs/imagenet`` to mmpretrain's models.
+    """Add the classifiers of ``configs/imagenet`` and ``configs/cifar10`` to mmpretrain's models.
 
     Afterwards mmpretrain's ``get_model``, ``inference_model`` and ``list_models`` know them by name. Further calls do
     nothing. mmpretrain is imported here, and not with ``fma_mm``, because its import takes seconds.
@@ -45,11 +61,11 @@ def register_models() -> None:
                     f"model={self.name!r}: no weights are published; expected pretrained=False for random weights, or "
                     "pretrained=PATH of a checkpoint"
                 )
-            return path
+            return str(weights_file(path))
 
-    metafile = files_root() / "configs" / "imagenet" / "metafile.yml"
     before = set(ModelHub._models_dict)
-    ModelHub.register_model_index(metafile, config_prefix=files_root())
+    for folder in ("imagenet", "cifar10"):
+        ModelHub.register_model_index(files_root() / "configs" / folder / "metafile.yml", config_prefix=files_root())
     for name in set(ModelHub._models_dict) - before:
         ModelHub._models_dict[name].__class__ = PublishedModel
 
@@ -58,8 +74,9 @@ def get_model(name: str, pretrained: bool | str = False, **kwargs) -> nn.Module:
     """Build a classifier by its name, in evaluation mode.
 
     Args:
-        name: name of a config of ``configs/imagenet``, such as ``"fma2d-tiny_8xb128_in1k"``.
-        pretrained: path or URL of a checkpoint; False for random weights.
+        name: name of a config of ``configs/imagenet`` or ``configs/cifar10``, such as ``"fma2d-tiny_8xb128_in1k"``.
+        pretrained: True for the weights that ship with the package, which ``fma2d-nano_b64-16k_cifar10`` has; path or
+            URL of a checkpoint; or False for random weights.
         **kwargs: further arguments of mmpretrain's ``get_model``, such as ``device``, and changes of the model's
             config, such as ``head=None``.
 
@@ -67,7 +84,7 @@ def get_model(name: str, pretrained: bool | str = False, **kwargs) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: there is no such name, or ``pretrained=True`` asks for published weights and there are none.
+        ValueError: there is no such name, or ``pretrained=True`` asks for weights and there are none.
     """
     register_models()
     from mmpretrain import get_model

@@ -24,6 +24,20 @@ def test_plain_pytorch_example_is_two_lines_that_run():
     assert names["out"].shape == (1, 8, 64 * 48, 64) and names["y"].shape == (2, 4096, 512)
 
 
+def test_weights_example_runs(tmp_path, capsys):
+    import numpy as np
+    from PIL import Image
+
+    import fma_mm
+
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "PICTURE.jpg" in block]
+    picture = tmp_path / "PICTURE.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(picture)
+    exec(code.replace("PICTURE.jpg", str(picture)), {})
+    printed = capsys.readouterr().out.split()[-1]
+    assert printed in fma_mm.get_model("fma2d-nano_b64-16k_cifar10", pretrained=True)._dataset_meta["classes"]
+
+
 def test_config_example_builds():
     from mmengine.config import Config
     from mmengine.registry import MODELS

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,3 +61,11 @@ def require_num_global_tokens(count: int, causal: bool) -> None:
     """``count`` is a number of global tokens, 0 where attention is causal: global tokens read later ones."""
     require(isinstance(count, int) and count >= 0, "num_global_tokens", count, "an integer >= 0")
     require(not (causal and count), "num_global_tokens", count, "0 with causal=True")
+
+
+def require_published(path: Path) -> None:
+    """``path`` is a file of weights whose name ends with the first digits of its SHA-256, ``NAME-HASH.pth``."""
+    expected = "the file that the package came with; install it anew"
+    require(path.is_file(), "weights", str(path), expected)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    require(digest.startswith(path.stem.rpartition("-")[2]), "weights", str(path), f"{expected}: its hash is {digest}")

@@ -13,7 +13,9 @@ import fma_mm
 from fma_mm.model_zoo import files_root
 
 ROOT = Path(__file__).parents[2]
-ENTRIES = yaml.safe_load((ROOT / "configs/imagenet/metafile.yml").read_text())["Models"]
+METAFILES = [ROOT / "configs" / folder / "metafile.yml" for folder in ("imagenet", "cifar10")]
+ENTRIES = [entry for path in METAFILES for entry in yaml.safe_load(path.read_text())["Models"]]
+NANO = "fma2d-nano_b64-16k_cifar10"
 TINY = "fma2d-tiny_8xb128_in1k"
 SMALL = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
 
@@ -49,7 +51,9 @@ def test_backbone_by_name(get_model):
     assert [tuple(x.shape) for x in maps] == [(1, 192, 8, 12), (1, 768, 2, 3)]
 
 
-@pytest.mark.parametrize("name", [entry["Name"] for entry in ENTRIES if entry["Name"].startswith("fma2d")])
+@pytest.mark.parametrize(
+    "name", [entry["Name"] for entry in ENTRIES if entry["Name"].startswith("fma2d") and "nano" not in entry["Name"]]
+)
 def test_every_fma2d_is_built_by_name(name):
     model = small(name)
     assert not model.training
@@ -78,6 +82,33 @@ def test_inference_by_model_and_by_name(monkeypatch):
 def test_published_weights_are_refused(ask):
     with pytest.raises(ValueError, match=f"^model='{TINY}': no weights are published; expected .*pretrained=PATH"):
         ask()
+
+
+def test_weights_that_ship():
+    """They name the ten classes, offline, by every way in; a picture of any size is reduced to theirs."""
+    picture = np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8)
+    model = fma_mm.get_model(NANO, pretrained=True)
+    results = [
+        mmpretrain.inference_model(model, picture),
+        mmpretrain.inference_model(NANO, picture),
+        mmpretrain.ImageClassificationInferencer(NANO)(picture)[0],
+    ]
+    for result in results:
+        assert result["pred_class"] in model._dataset_meta["classes"] and result["pred_scores"].shape == (10,)
+        assert np.allclose(result["pred_scores"], results[0]["pred_scores"], atol=1e-6)
+    other = fma_mm.get_model(NANO, pretrained=False)
+    assert not torch.equal(other.head.fc.weight, model.head.fc.weight)
+
+
+def test_damaged_weights_are_refused(monkeypatch, tmp_path):
+    (name,) = [entry["Weights"] for entry in ENTRIES if entry["Name"] == NANO]
+    (tmp_path / "weights").mkdir()
+    monkeypatch.setattr(fma_mm.model_zoo, "__file__", str(tmp_path / "model_zoo.py"))
+    with pytest.raises(ValueError, match=r"weights=.*expected the file that the package came with"):
+        fma_mm.model_zoo.weights_file(name)
+    (tmp_path / "weights" / name).write_bytes(b"else")
+    with pytest.raises(ValueError, match=r"weights=.*its hash is"):
+        fma_mm.get_model(NANO, pretrained=True)
 
 
 def test_own_checkpoint(tmp_path):

@@ -19,7 +19,13 @@ train_pipeline = [
     dict(type="RandomFlip", prob=0.5, direction="horizontal"),
     dict(type="PackInputs"),
 ]
-test_pipeline = [dict(type="LoadImageFromFile"), dict(type="PackInputs")]
+# The images of the data set have this size already: the two steps in the middle are for pictures of any other.
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="ResizeEdge", scale=32, edge="short", interpolation="area"),
+    dict(type="CenterCrop", crop_size=32),
+    dict(type="PackInputs"),
+]
 
 train_dataloader = dict(
     batch_size=64,

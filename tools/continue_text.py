@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Let the byte model that ships with the package continue a text: Python, as it has read nothing else.
+
+    python tools/continue_text.py "def main("
+    python tools/continue_text.py "import " --length 500 --seed 3
+
+fairseq-interactive samples from the model, ``fma_lm`` of 2 layers and 64 channels with FMA, trained on the bytes of
+Python's standard library (docs/results.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from fma_kernels.checks import require_published
+from fma_tools.command import CommandError, run
+from fma_tools.language_models.demo import continuation
+from fma_tools.language_models.recipes import plugin
+
+
+def continue_text(args: argparse.Namespace) -> None:
+    """Print the text and its continuation.
+
+    Args:
+        args: parsed arguments.
+
+    Raises:
+        CommandError: the text is not one line, a number is too small, or the weights are not those that were published.
+    """
+    if not args.text or "\n" in args.text:
+        raise CommandError(f"TEXT {args.text!r}: expected one line")
+    if args.length < 1:
+        raise CommandError(f"--length {args.length}: expected an integer >= 1")
+    folder = plugin() / "weights"
+    checkpoint = next(folder.glob("fma_lm_stdlib-*.pt"), folder / "fma_lm_stdlib-HASH.pt")
+    try:
+        require_published(checkpoint)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    print(continuation(checkpoint, folder, args.text, args.length, args.seed))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        argv: the arguments; those of the process when None.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", metavar="TEXT", help="one line")
+    parser.add_argument("--length", type=int, default=300, metavar="BYTES", help="to write (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the samples (%(default)s)")
+    run(parser, parser.parse_args(argv), continue_text)
+
+
+if __name__ == "__main__":
+    main()
