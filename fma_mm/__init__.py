@@ -18,7 +18,7 @@ except ImportError as error:
 from fma_kernels.version import __version__
 
 from .conversion import convert_attention
-from .datasets import DigitScenes, HandwrittenDigits
+from .datasets import CuedScenes, DigitScenes, HandwrittenDigits
 from .evaluation import ClassificationReport
 from .hooks import AtomicCheckpointHook, ConvertAttentionHook, CPUThreadsHook, ExactResumeHook, RunSummaryHook
 from .model_zoo import get_model, register_models
@@ -31,6 +31,7 @@ __all__ = [
     "CPUThreadsHook",
     "ClassificationReport",
     "ConvertAttentionHook",
+    "CuedScenes",
     "DigitScenes",
     "ExactResumeHook",
     "FMA2DAttention",

@@ -56,7 +56,7 @@ def demo(words: list[str], args: argparse.Namespace) -> None:
     compare(settings, ["python", "tools/demo_lm.py", *words])
     print(f"The frequencies of bytes alone: {unigram_bits(text):.3f} bits per character.")
     print(f"==> 3/3 the model with FMA continues {PROMPT!r}:", flush=True)
-    print(continuation(settings.folders["fma"] / CHECKPOINT, data, PROMPT))
+    print(continuation(settings.folders["fma"][0] / CHECKPOINT, data, PROMPT))
 
 
 def main(argv: list[str] | None = None) -> None:

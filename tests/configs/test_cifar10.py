@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "cifar10"
 CONFIGS = sorted(FOLDER.glob("*.py"))
 NAME = re.compile(r"(fma2d|swin|vit)-nano(-p4)?_b64-3k_cifar10")
 OURS = FOLDER / "fma2d-nano_b64-3k_cifar10.py"
+LONGER = FOLDER / "fma2d-nano_b64-16k_cifar10.py"
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 
@@ -34,13 +35,21 @@ def cifar10(tmp_path_factory) -> Path:
     return root
 
 
-@every_config
+@pytest.mark.parametrize("config", [path for path in CONFIGS if path != LONGER], ids=lambda path: path.stem)
 def test_only_the_backbone_differs(config):
     assert NAME.fullmatch(config.stem)
     ours, theirs = Config.fromfile(OURS).to_dict(), Config.fromfile(config).to_dict()
     for cfg in (ours, theirs):
         del cfg["model"]["backbone"], cfg["model"]["head"]["in_channels"]
     assert ours == theirs
+
+
+def test_the_longer_training_differs_in_its_schedule_alone():
+    short, long = Config.fromfile(OURS).to_dict(), Config.fromfile(LONGER).to_dict()
+    assert long["param_scheduler"][-1]["end"] == long["train_cfg"]["max_iters"] == long["iterations"] == 16000
+    for cfg in (short, long):
+        del cfg["param_scheduler"], cfg["train_cfg"], cfg["iterations"]
+    assert short == long
 
 
 @every_config

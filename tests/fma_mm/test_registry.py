@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 ENTRIES = [
     ("MODELS", "FMA2D", dict(arch=dict(embed_dims=8, depths=(1,), num_heads=(1,)), patch_sizes=4, strides=4)),
     ("MODELS", "FMA2DAttention", dict(embed_dims=8, num_heads=2)),
+    ("DATASETS", "CuedScenes", dict(lazy_init=True)),
     ("DATASETS", "DigitScenes", dict(lazy_init=True)),
     ("DATASETS", "HandwrittenDigits", dict(lazy_init=True)),
     ("METRICS", "ClassificationReport", {}),

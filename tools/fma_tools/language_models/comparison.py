@@ -228,7 +228,8 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
             by_time.plot(seconds, bits, style, label=row["name"])
     by_tokens.set(xlabel="tokens of training, millions", ylabel="bits per token, training")
     by_time.set(xlabel="seconds of training, by the time of a step", ylabel="bits per token, training")
-    by_tokens.legend(fontsize=7)
+    if by_tokens.lines:
+        by_tokens.legend(fontsize=7)
     for axes, key, label in zip(costs, ("step_ms", "step_mib"), ("ms per step", "MiB per step"), strict=True):
         for row in rows:
             axes.scatter(row[key], row["bits"], color="tab:red" if row["name"].startswith("fma") else "tab:blue")
