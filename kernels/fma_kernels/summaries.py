@@ -278,7 +278,8 @@ def _cell_weights(basis: SummaryBasis, hierarchy: Hierarchy, like: Tensor) -> tu
     upper = [weight.unflatten(-2, (2, -1)) for weight in upper]  # inputs by child
     weight = reduce(partial(_combine, kinds=2), lowest)
     upper = reduce(partial(_combine, kinds=3), upper).flatten(-3, -2)
-    return weight.float(), (upper if hierarchy.num_levels > 1 else upper.detach()).float()
+    dtype = _wide(like)
+    return weight.to(dtype), (upper if hierarchy.num_levels > 1 else upper.detach()).to(dtype)
 
 
 def _combine(a: Tensor, b: Tensor, kinds: int) -> Tensor:

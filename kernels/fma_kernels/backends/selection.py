@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -32,6 +33,9 @@ HEAD_DIMS = range(16, 129)
 #: Head dimensions of the CPU kernels: beyond, their working set leaves the second-level cache.
 CPP_HEAD_DIMS = range(1, 257)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+#: Whether a program for export is being traced: its operators are replaced afterwards, and none runs.
+exporting: ContextVar[bool] = ContextVar("exporting", default=False)
 
 _said: set[tuple[str, str]] = set()
 _logger = logging.getLogger("fma_kernels")
@@ -129,6 +133,8 @@ def choose(operation: str, backend: str, x: Tensor, reason: str | None = None, *
     Raises:
         ValueError: ``backend`` asks for fused kernels that cannot run.
     """
+    if exporting.get():
+        return "torch" if reason else "export"
     fused = {"cuda": "triton", "cpu": "cpp"}.get(x.device.type) if backend == "auto" else backend
     if fused is None or fused == "torch":
         return "torch"

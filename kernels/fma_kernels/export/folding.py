@@ -1,0 +1,55 @@
+"""Constant folding: what depends on weights alone is computed once, before the graph is translated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+#: A constant is folded if it is not larger than this many numbers more than what it is made from: folding must not
+#: write out what a broadcast makes.
+MOST_NEW_NUMBERS = 2**16
+
+
+def fold_constants(module: fx.GraphModule) -> None:
+    """Replace every node that depends on parameters, buffers and constants alone by its value.
+
+    Args:
+        module: a program without side effects, changed in place; its parameters stay where they are read elsewhere.
+    """
+    values: dict[fx.Node, Tensor] = {}
+    folded: list[fx.Node] = []
+    with torch.no_grad():
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                value = _attribute(module, node.target)
+                if isinstance(value, Tensor):
+                    values[node] = value.detach()
+            elif node.op == "call_function" and node.all_input_nodes:
+                if all(x in values or x in folded for x in node.all_input_nodes):
+                    value = node.target(*fx.map_arg(node.args, values.get), **fx.map_arg(node.kwargs, values.get))
+                    inputs = sum(values[x].numel() for x in node.all_input_nodes)
+                    if isinstance(value, Tensor) and value.numel() <= inputs + MOST_NEW_NUMBERS:
+                        values[node] = value
+                        folded.append(node)
+    made = set(folded)
+    number = 0
+    for node in folded:
+        if all(user in made for user in node.users):
+            continue
+        name = f"folded_{number}"
+        number += 1
+        module.register_buffer(name, values[node].contiguous())
+        with module.graph.inserting_before(node):
+            constant = module.graph.get_attr(name)
+        constant.meta["val"] = node.meta.get("val")
+        node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in made)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+
+
+def _attribute(module: fx.GraphModule, target: str) -> object:
+    found = module
+    for name in target.split("."):
+        found = getattr(found, name)
+    return found
