@@ -24,13 +24,12 @@ def fold_constants(module: fx.GraphModule) -> None:
                 value = _attribute(module, node.target)
                 if isinstance(value, Tensor):
                     values[node] = value.detach()
-            elif node.op == "call_function" and node.all_input_nodes:
-                if all(x in values or x in folded for x in node.all_input_nodes):
-                    value = node.target(*fx.map_arg(node.args, values.get), **fx.map_arg(node.kwargs, values.get))
-                    inputs = sum(values[x].numel() for x in node.all_input_nodes)
-                    if isinstance(value, Tensor) and value.numel() <= inputs + MOST_NEW_NUMBERS:
-                        values[node] = value
-                        folded.append(node)
+            elif _is_function(node) and all(x in values for x in node.all_input_nodes):
+                value = node.target(*fx.map_arg(node.args, values.get), **fx.map_arg(node.kwargs, values.get))
+                inputs = sum(values[x].numel() for x in node.all_input_nodes)
+                if isinstance(value, Tensor) and value.numel() <= inputs + MOST_NEW_NUMBERS:
+                    values[node] = value
+                    folded.append(node)
     made = set(folded)
     number = 0
     for node in folded:
@@ -46,6 +45,12 @@ def fold_constants(module: fx.GraphModule) -> None:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
+
+
+def _is_function(node: fx.Node) -> bool:
+    """Whether a node calls an operator whose result depends on its arguments alone."""
+    known = node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+    return known and torch.Tag.nondeterministic_seeded not in node.target.tags
 
 
 def _attribute(module: fx.GraphModule, target: str) -> object:
