@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate a checkpoint of mmpretrain, mmseg or plain mmengine on the test set of its config."""
+"""Evaluate a checkpoint of mmpretrain, mmseg or plain mmengine, or an exported file, on the test set of its config."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mmengine.fileio import dump
 
 from fma_mm import cli  # the package registers the project's components
 from fma_mm.cli import CommandError
+from fma_mm.deployment import run_by_onnx
 
 PREDICTION_FILES = (".pkl", ".pickle")
 METRIC_FILES = (".json", ".yaml", ".yml", *PREDICTION_FILES)
@@ -22,7 +23,13 @@ def make_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(description="Evaluate a checkpoint on the test set of its config.")
     parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file or URL")
+    parser.add_argument("checkpoint", nargs="?", help="checkpoint file or URL; none with --onnx")
+    parser.add_argument(
+        "--onnx",
+        metavar="FILE",
+        help="evaluate this file of tools/export.py in place of a checkpoint: onnxruntime computes the logits, and the "
+        "config's model does all that is before and behind them",
+    )
     cli.add_common_arguments(parser)
     parser.add_argument(
         "--out",
@@ -54,8 +61,12 @@ def make_config(args: Namespace) -> Config:
         CommandError: an option does not fit the config or the machine, or the checkpoint is missing.
     """
     cfg = cli.load_config(args)
-    if not cli.exists(args.checkpoint):
+    if (args.checkpoint is None) == (args.onnx is None):
+        raise CommandError("expected a checkpoint, or --onnx FILE in its place")
+    if args.checkpoint is not None and not cli.exists(args.checkpoint):
         raise CommandError(f"checkpoint {args.checkpoint}: no such file")
+    if args.onnx is not None and (args.amp or args.tta):
+        raise CommandError(f"--onnx {args.onnx}: works without --amp and --tta, which belong to the model")
     for name in ("test_dataloader", "test_cfg", "test_evaluator"):
         if cfg.get(name) is None:
             raise CommandError(f"config {args.config}: it has no {name}")
@@ -165,6 +176,11 @@ def evaluate(args: Namespace) -> None:
     """
     cfg = make_config(args)
     runner = cli.build_runner(cfg)
+    if args.onnx is not None:
+        try:
+            run_by_onnx(runner.model, args.onnx)
+        except (ImportError, ValueError) as error:
+            raise CommandError(f"--onnx {args.onnx}: {error}") from error
     if args.out and args.out_item != "metrics" and cli.scope(cfg) != "mmseg":
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     metrics = runner.test()

@@ -14,7 +14,7 @@ def fold_constants(module: fx.GraphModule) -> None:
     """Replace every node that depends on parameters, buffers and constants alone by its value.
 
     Args:
-        module: a program without side effects, changed in place; its parameters stay where they are read elsewhere.
+        module: a program without side effects, changed in place; parameters that nothing reads any more are removed.
     """
     values: dict[fx.Node, Tensor] = {}
     folded: list[fx.Node] = []
@@ -43,8 +43,11 @@ def fold_constants(module: fx.GraphModule) -> None:
         constant.meta["val"] = node.meta.get("val")
         node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in made)
     module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
     module.recompile()
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in [*module.named_parameters(), *module.named_buffers()] if name not in read]:
+        owner, _, last = name.rpartition(".")
+        delattr(module.get_submodule(owner), last)
 
 
 def _is_function(node: fx.Node) -> bool:

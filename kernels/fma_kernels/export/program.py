@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_map
 
 from ..backends.selection import exporting
 from ..checks import require
@@ -49,7 +51,7 @@ def decompositions() -> dict[Any, Callable]:
     }
 
 
-def export_program(model: nn.Module, args: Sequence[Tensor], *, dynamic_batch: bool = False) -> ExportedProgram:
+def export_program(model: nn.Module, args: Sequence[Any], *, dynamic_batch: bool = False) -> ExportedProgram:
     """Trace a model of this library for inference, in standard operators alone.
 
     The program needs neither this library nor its kernels: ``torch.export.save`` and :func:`save_onnx` write it to
@@ -57,7 +59,7 @@ def export_program(model: nn.Module, args: Sequence[Tensor], *, dynamic_batch: b
 
     Args:
         model: in evaluation mode, on one device.
-        args: example inputs; the first dimension of each is the batch.
+        args: example inputs, tensors or lists of them; the first dimension of each is the batch, if it has any.
         dynamic_batch: any batch; otherwise that of the examples.
 
     Returns:
@@ -68,17 +70,17 @@ def export_program(model: nn.Module, args: Sequence[Tensor], *, dynamic_batch: b
     """
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     require(not training, "model.training", True, f"False: call eval() on the model first (training: {training[:3]})")
-    shapes = None
+    args, shapes = tuple(args), None
     if dynamic_batch:
         # A batch of 1 in the example would be taken for a constant.
-        args = tuple(x if x.shape[0] > 1 else x.expand(2, *x.shape[1:]).contiguous() for x in args)
-        shapes = tuple({0: Dim("batch", min=1, max=2**20)} for _ in args)
+        args = tree_map(lambda x: x if x.ndim == 0 or len(x) > 1 else x.expand(2, *x.shape[1:]).contiguous(), args)
+        shapes = tree_map(lambda x: {0: Dim("batch", min=1, max=2**20)} if x.ndim else None, args)
     with torch.no_grad(), _tracing():
-        program = torch.export.export(model, tuple(args), dynamic_shapes=shapes)
+        program = torch.export.export(model, args, dynamic_shapes=shapes)
         program = program.run_decompositions({**decompositions(), **_FEWER_NODES})
         module = program.module()
         fold_constants(module)
-        return torch.export.export(module, tuple(args), dynamic_shapes=shapes)
+        return torch.export.export(module, args, dynamic_shapes=shapes)
 
 
 def save_onnx(
@@ -128,9 +130,16 @@ def _tracing() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without the notes of the tracer and of the translator about what they simplify."""
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -144,4 +153,13 @@ def _unbind(x: Tensor, dim: int = 0) -> list[Tensor]:
     return [x.select(dim, i) for i in range(x.shape[dim])]
 
 
-_FEWER_NODES = {torch.ops.aten.linear.default: _linear, torch.ops.aten.unbind.int: _unbind}
+def _global_pooling(x: Tensor, output_size: list[int]) -> Tensor:
+    """PyTorch's own way ends in strides, for which the translator writes a loop."""
+    return x.mean((-2, -1), keepdim=True) if list(output_size) == [1, 1] else NotImplemented
+
+
+_FEWER_NODES = {
+    torch.ops.aten.linear.default: _linear,
+    torch.ops.aten.unbind.int: _unbind,
+    torch.ops.aten.adaptive_avg_pool2d.default: _global_pooling,
+}

@@ -1,0 +1,147 @@
+"""Files of exported models: written, compared with the model, and described."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from fma_kernels.checks import require
+from fma_kernels.export import export_program, open_onnx, save_onnx
+from fma_mm.analysis import inspection
+from fma_mm.deployment import INPUT_PROPERTY, DeployedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to export, and how.
+
+    Attributes:
+        size: height and width of the image.
+        batch: images at a time, or "dynamic".
+        format: "onnx" or "pt2".
+        part, normalize, half: as in :class:`fma_mm.deployment.DeployedModel`.
+        image: picture to compare on; None for random pixels.
+        tolerance: largest difference, as a share of the largest output.
+        out: the file.
+    """
+
+    size: tuple[int, int]
+    batch: int | str
+    format: str
+    part: str
+    normalize: bool
+    half: bool
+    image: Path | None
+    tolerance: float
+    out: Path
+
+
+def export_model(cfg: Config, checkpoint: str | None, request: Request) -> str:
+    """Write a file, compare it with the model in float32, and remove it if it differs.
+
+    Args:
+        cfg: the config of the model.
+        checkpoint: weights to load; None: those that its training starts from.
+        request: what to export, and how.
+
+    Returns:
+        A description of the file.
+
+    Raises:
+        CommandError: the config builds no model, or the checkpoint is that of another one.
+        ImportError: a package that writes or runs the format is missing.
+        ValueError: a part of the request does not fit the model, or the file differs from it.
+    """
+    model = inspection.build_model(cfg, checkpoint).cpu()
+    options = dict(part=request.part, normalize=request.normalize)
+    reference = DeployedModel(model, request.size, **options)
+    deployed = DeployedModel(model, request.size, half=request.half, **options)
+    images = _images(request, model)
+    with torch.no_grad():
+        wanted = reference(images)
+    start = time.perf_counter()
+    program = export_program(deployed, (images,), dynamic_batch=request.batch == "dynamic")
+    names = deployed.output_names(wanted)
+    _write(program, request, names, {INPUT_PROPERTY: deployed.input_kind})
+    seconds = time.perf_counter() - start
+    try:
+        difference = max(_difference(a, b) for a, b in zip(_runner(request)(images), wanted, strict=True))
+        expected = f"at most {request.tolerance:g} of the largest output"
+        require(difference <= request.tolerance, "difference", difference, expected)
+    except ValueError:
+        request.out.unlink()
+        raise
+    shapes = [f"{name} {tuple(x.shape[1:])}" for name, x in zip(names, wanted, strict=True)]
+    return "\n".join(
+        [
+            f"{request.out}: {request.out.stat().st_size / 2**20:.1f} MiB, written in {seconds:.1f} s",
+            f"input      image ({request.batch}, 3, {request.size[0]}, {request.size[1]}), {deployed.input_kind}",
+            f"outputs    {', '.join(shapes)}",
+            *_operators(program, request),
+            f"weights    {inspection.weights_origin(cfg, checkpoint)}",
+            f"difference {difference:.2g} of the largest output, at most {request.tolerance:g} allowed, "
+            f"on {request.image or 'random pixels'}",
+        ]
+    )
+
+
+def _write(program: ExportedProgram, request: Request, outputs: Sequence[str], metadata: dict[str, str]) -> None:
+    request.out.parent.mkdir(parents=True, exist_ok=True)
+    if request.format == "onnx":
+        save_onnx(program, request.out, inputs=["image"], outputs=outputs, metadata=metadata)
+    else:
+        torch.export.save(program, request.out)
+
+
+def _images(request: Request, model: nn.Module) -> Tensor:
+    """A batch to compare on, as the file takes it."""
+    count = 2 if request.batch == "dynamic" else request.batch
+    if request.image is None:
+        image = np.random.default_rng(0).integers(0, 256, (*request.size, 3), dtype=np.uint8)
+    else:
+        image = mmcv.imresize(inspection.read_image(request.image), request.size[::-1])
+    if request.normalize or not hasattr(model, "data_preprocessor"):
+        found = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float()
+    else:
+        found = inspection.preprocess(model, [image])
+    require(tuple(found.shape[2:]) == request.size, "size", request.size, f"{tuple(found.shape[2:])}, as images are padded")
+    return found.repeat(count, 1, 1, 1)
+
+
+def _runner(request: Request) -> Callable[[Tensor], list[Tensor]]:
+    """What runs the file."""
+    if request.format == "onnx":
+        session = open_onnx(request.out, torch.get_num_threads())
+        return lambda x: [torch.from_numpy(y) for y in session.run(None, {"image": x.numpy()})]
+    module = torch.export.load(request.out).module()
+    return lambda x: list(module(x))
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, as a share of the largest output."""
+    return float((found - wanted).abs().max().detach() / wanted.abs().max().clamp(min=1e-6))
+
+
+def _operators(program: ExportedProgram, request: Request) -> list[str]:
+    """Which operators the file uses, and how often."""
+    if request.format == "pt2":
+        names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        version = f"torch {torch.__version__}"
+    else:
+        import onnx
+
+        model = onnx.load(request.out)
+        names = [node.op_type for node in model.graph.node]
+        version = ", ".join(f"{x.domain or 'ai.onnx'} opset {x.version}" for x in model.opset_import)
+    counts = ", ".join(f"{name} {count}" for name, count in Counter(names).most_common())
+    return [f"format     {request.format}, {version}", f"operators  {len(names)}: {counts}"]
