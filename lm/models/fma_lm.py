@@ -159,16 +159,10 @@ class FMADecoder(TransformerDecoder):
             tokens = tokens[:, seen:]
             self.set_incremental_state(incremental_state, SEEN, length)
 
-        x = self._embed(tokens, seen, length).transpose(0, 1)
-        inner_states = [x]
-        for layer in self.layers:
-            x, *_ = layer(x, incremental_state=incremental_state)
-            inner_states.append(x)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        x = x.transpose(0, 1)
-        if self.project_out_dim is not None:
-            x = self.project_out_dim(x)
+        positions = None
+        if self.embed_positions is not None:
+            positions = position_embeddings(self.embed_positions, seen, length)
+        x, inner_states = self.run_layers(tokens, positions, incremental_state)
         if origin is not None:
             inner_states = [put_back(x.transpose(0, 1), origin).transpose(0, 1) for x in inner_states]
         return put_back(x, origin), {"attn": [None], "inner_states": inner_states}
@@ -177,14 +171,37 @@ class FMADecoder(TransformerDecoder):
         """Return the length of the longest sequence: no limit but learned positions and ``--max-target-positions``."""
         return max_positions(self.embed_positions, self.limit)
 
-    def _embed(self, tokens: Tensor, start: int, stop: int) -> Tensor:
+    def run_layers(
+        self, tokens: Tensor, positions: Tensor | None, incremental_state: dict | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Compute the outputs of all layers for tokens that are padded on the right, or not at all.
+
+        Args:
+            tokens: (B, N) token numbers.
+            positions: (N, C) embeddings of their positions; None if positions are not added to embeddings.
+            incremental_state: fairseq's state of generation, with the state of every attention.
+
+        Returns:
+            The outputs behind the last layer (B, N, C), and those of the embedding and of all layers (N, B, C).
+        """
+        x = self._embed(tokens, positions).transpose(0, 1)
+        inner_states = [x]
+        for layer in self.layers:
+            x, *_ = layer(x, incremental_state=incremental_state)
+            inner_states.append(x)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        x = x.transpose(0, 1)
+        return x if self.project_out_dim is None else self.project_out_dim(x), inner_states
+
+    def _embed(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         x = self.embed_scale * self.embed_tokens(tokens)
         if self.quant_noise is not None:
             x = self.quant_noise(x)
         if self.project_in_dim is not None:
             x = self.project_in_dim(x)
-        if self.embed_positions is not None:
-            x = x + position_embeddings(self.embed_positions, start, stop)
+        if positions is not None:
+            x = x + positions
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x)

@@ -105,7 +105,7 @@ class DecodingStep:
         new = torch.stack([key, value], 1)
         tokens = torch.where((place == slot)[:, None], new, state["tokens"])
         own = place // m == slot // m
-        readable = torch.where(own, place <= slot, position >= m)
+        readable = (own & (place <= slot)) | (~own & (position >= m))  # onnxruntime chooses between no booleans
         wide = torch.promote_types(query.dtype, torch.float32)
         bias = torch.zeros(2 * m, dtype=wide, device=device).masked_fill(~readable, _UNREAD)
         rows = tokens
@@ -151,10 +151,8 @@ class DecodingStep:
         """
         widths, p, far, latest = self._widths(position.device), self.rank, state["far"], state["latest"]
         ends = ((position + 1) % widths == 0)[:, None, None]
-        found = {}
         if self.direct:
             sums = state["open"] + self._weights_at(position % widths) * new[:, :, :, :, None]
-            found["open"] = torch.where(ends, 0.0, sums)
         else:
             levels = [self._contract(cell, 1)]
             for level in range(2, self.num_levels + 1):
@@ -166,9 +164,9 @@ class DecodingStep:
         second = ((position + 1) // widths % 2 == 1)[:, None]
         takes = ends & torch.stack([~second, second], 1)  # (L, 2, 1)
         before = latest.to(far.dtype)[:, :, :, :, None]
-        found["far"] = torch.where(takes[..., None], before, far.unflatten(4, (2, p))).flatten(4, 5)
-        found["latest"] = torch.where(ends, sums, latest)
-        return found
+        far = torch.where(takes[..., None], before, far.unflatten(4, (2, p))).flatten(4, 5)
+        found = dict(far=far, latest=torch.where(ends, sums, latest))
+        return {**found, "open": torch.where(ends, 0.0, sums)} if self.direct else found
 
     def _contract(self, below: Tensor, level: int) -> Tensor:
         """Sums of one cell of a level: (B, 2, H, inputs, d) to (B, 2, H, p, d)."""
