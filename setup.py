@@ -41,6 +41,8 @@ EXTRAS = {
         "reformer-pytorch>=1.4.4",
         "nystrom-attention>=0.0.14",
     ],
+    # ONNX files: the first two write them, the last runs them.
+    "export": ["onnx>=1.20", "onnxscript>=0.7", "onnxruntime>=1.23"],
     # Tests and plots. mmdetection is one of the downstream projects that the tests use FMA2D in.
     "dev": [
         "pytest>=8",

@@ -3,18 +3,22 @@
 
     python tools/continue_text.py "def main("
     python tools/continue_text.py "import " --length 500 --seed 3
+    python tools/continue_text.py "import " --onnx step.onnx
 
 fairseq-interactive samples from the model, ``fma_lm`` of 2 layers and 64 channels with FMA, trained on the bytes of
-Python's standard library (docs/results.md).
+Python's standard library (docs/results.md). With --onnx, onnxruntime writes the most probable bytes from a decoding step
+of ``tools/export_lm.py --step``.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from fma_kernels.checks import require_published
 from fma_tools.command import CommandError, run
 from fma_tools.language_models.demo import continuation
+from fma_tools.language_models.onnx_generation import continue_bytes
 from fma_tools.language_models.recipes import plugin
 
 
@@ -31,6 +35,14 @@ def continue_text(args: argparse.Namespace) -> None:
         raise CommandError(f"TEXT {args.text!r}: expected one line")
     if args.length < 1:
         raise CommandError(f"--length {args.length}: expected an integer >= 1")
+    if args.onnx is not None:
+        from fma_kernels.export import open_onnx
+
+        try:
+            print(continue_bytes(open_onnx(args.onnx), args.text, args.length))
+        except (ImportError, ValueError) as error:
+            raise CommandError(f"--onnx {args.onnx}: {error}") from error
+        return
     folder = plugin() / "weights"
     checkpoint = next(folder.glob("fma_lm_stdlib-*.pt"), folder / "fma_lm_stdlib-HASH.pt")
     try:
@@ -50,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("text", metavar="TEXT", help="one line")
     parser.add_argument("--length", type=int, default=300, metavar="BYTES", help="to write (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the samples (%(default)s)")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="let onnxruntime write the most probable bytes")
     run(parser, parser.parse_args(argv), continue_text)
 
 

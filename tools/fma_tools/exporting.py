@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from fma_kernels.checks import require
 from fma_kernels.export import export_program, open_onnx, save_onnx
 from fma_mm.analysis import inspection
 from fma_mm.deployment import INPUT_PROPERTY, DeployedModel
+
+from .onnx_files import counts, difference, operators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,9 @@ def export_model(cfg: Config, checkpoint: str | None, request: Request) -> str:
     _write(program, request, names, {INPUT_PROPERTY: deployed.input_kind})
     seconds = time.perf_counter() - start
     try:
-        difference = max(_difference(a, b) for a, b in zip(_runner(request)(images), wanted, strict=True))
+        largest = max(difference(a, b) for a, b in zip(_runner(request)(images), wanted, strict=True))
         expected = f"at most {request.tolerance:g} of the largest output"
-        require(difference <= request.tolerance, "difference", difference, expected)
+        require(largest <= request.tolerance, "difference", largest, expected)
     except ValueError:
         request.out.unlink()
         raise
@@ -89,7 +90,7 @@ def export_model(cfg: Config, checkpoint: str | None, request: Request) -> str:
             f"outputs    {', '.join(shapes)}",
             *_operators(program, request),
             f"weights    {inspection.weights_origin(cfg, checkpoint)}",
-            f"difference {difference:.2g} of the largest output, at most {request.tolerance:g} allowed, "
+            f"difference {largest:.2g} of the largest output, at most {request.tolerance:g} allowed, "
             f"on {request.image or 'random pixels'}",
         ]
     )
@@ -127,21 +128,8 @@ def _runner(request: Request) -> Callable[[Tensor], list[Tensor]]:
     return lambda x: list(module(x))
 
 
-def _difference(found: Tensor, wanted: Tensor) -> float:
-    """The largest difference, as a share of the largest output."""
-    return float((found - wanted).abs().max().detach() / wanted.abs().max().clamp(min=1e-6))
-
-
 def _operators(program: ExportedProgram, request: Request) -> list[str]:
-    """Which operators the file uses, and how often."""
-    if request.format == "pt2":
-        names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-        version = f"torch {torch.__version__}"
-    else:
-        import onnx
-
-        model = onnx.load(request.out)
-        names = [node.op_type for node in model.graph.node]
-        version = ", ".join(f"{x.domain or 'ai.onnx'} opset {x.version}" for x in model.opset_import)
-    counts = ", ".join(f"{name} {count}" for name, count in Counter(names).most_common())
-    return [f"format     {request.format}, {version}", f"operators  {len(names)}: {counts}"]
+    if request.format == "onnx":
+        return operators(request.out)
+    names = (str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    return [f"format     pt2, torch {torch.__version__}", counts(names)]

@@ -42,6 +42,8 @@ def attend(
     require(dropout_p == 0, "dropout_p", dropout_p, "0 for export: call eval() on the model first")
     hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
     query = query * scale
+    if mask is not None:  # whatever is there: no number outweighs the bias of what is not read
+        key, value = (x.masked_fill(mask[:, None, :, None], 0) for x in (key, value))
     none = query.new_empty(0, dtype=_wide(query))
     counts = None if mask is None else _counts(mask, hierarchy, far_key is not None)
     if far_query is None:
