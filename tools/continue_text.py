@@ -6,8 +6,8 @@
     python tools/continue_text.py "import " --onnx step.onnx
 
 fairseq-interactive samples from the model, ``fma_lm`` of 2 layers and 64 channels with FMA, trained on the bytes of
-Python's standard library (docs/results.md). With --onnx, onnxruntime writes the most probable bytes from a decoding step
-of ``tools/export_lm.py --step``.
+Python's standard library (docs/results.md). With --onnx, onnxruntime writes the most probable bytes, from a file of
+``tools/export_lm.py --step``.
 """
 
 from __future__ import annotations

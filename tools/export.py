@@ -31,9 +31,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", nargs="?", help="checkpoint file or URL; random weights without one")
-    parser.add_argument("--size", nargs="+", type=_side, required=True, metavar="PIXELS", help="height and width, or side")
-    parser.add_argument("--batch", type=_batch, default=1, metavar="N", help="images at a time, or 'dynamic' (%(default)s)")
-    parser.add_argument("--format", choices=["onnx", "pt2"], default="onnx", help="ONNX, or torch.export's (%(default)s)")
+    parser.add_argument("--size", nargs="+", type=_side, required=True, metavar="PIXELS", help="height and width")
+    parser.add_argument("--batch", type=_batch, default=1, metavar="N", help="images, or 'dynamic' (%(default)s)")
+    parser.add_argument("--format", choices=["onnx", "pt2"], default="onnx", help="(%(default)s)")
     parser.add_argument("--part", choices=PARTS, default="model", help="what to export (%(default)s)")
     parser.add_argument("--fp16", action="store_true", help="compute in float16; images and outputs stay float32")
     parser.add_argument(

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="of fairseq")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the dict.txt of the model")
-    parser.add_argument("--length", type=int, required=True, metavar="TOKENS", help="of a sequence; the longest with --step")
+    parser.add_argument("--length", type=int, required=True, metavar="TOKENS", help="of the longest sequence")
     parser.add_argument("--step", action="store_true", help="one token at a time, with the state as input and output")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at a time (%(default)s)")
     parser.add_argument(

@@ -92,10 +92,8 @@ class DeployedModel(nn.Module):
         if self.normalization is not None:
             image = self.normalization(image)
         image = image.to(self.dtype)
-        if self.segments:
-            found = self.network.encode_decode(image, [dict(img_shape=self.size)])
-        else:
-            found = self.network(image)
+        given = [dict(img_shape=self.size)]
+        found = self.network.encode_decode(image, given) if self.segments else self.network(image)
         found = found if isinstance(found, (tuple, list)) else (found,)
         return tuple(x.float() for x in found)
 

@@ -123,7 +123,8 @@ def fma(
     bases = (query_basis, key_basis or mean(key), value_basis or mean(value))
     tokens = [_of_grid(x, num_global_tokens) for x in (query, key, value)]
     work, scale = _choose(query, dropout_p, backend), _scale(query, scale)
-    if hierarchy.num_levels and work not in ("torch", "reference") and all(b is None or b.kind != "direct" for b in bases):
+    fused = work not in ("torch", "reference") and all(basis is None or basis.kind != "direct" for basis in bases)
+    if hierarchy.num_levels and fused:
         weights = [
             None if basis is None else cell_weights(x, basis, hierarchy, queries=i == 0)
             for i, (x, basis) in enumerate(zip(tokens, bases, strict=True))

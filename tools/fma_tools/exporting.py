@@ -115,7 +115,8 @@ def _images(request: Request, model: nn.Module) -> Tensor:
         found = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float()
     else:
         found = inspection.preprocess(model, [image])
-    require(tuple(found.shape[2:]) == request.size, "size", request.size, f"{tuple(found.shape[2:])}, as images are padded")
+    size = tuple(found.shape[2:])
+    require(size == request.size, "size", request.size, f"{size}, to which the config pads images")
     return found.repeat(count, 1, 1, 1)
 
 

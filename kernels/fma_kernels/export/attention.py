@@ -114,7 +114,8 @@ def _bias(
         return constant(bias_of_keys, hierarchy, far, tokens, group_bias, dtype)
     counts = counts.to(dtype)
     logs = counts.clamp(min=1).log() if group_bias else torch.zeros_like(counts)
-    bias = logs.masked_fill(counts == 0, UNREAD).index_select(1, tables.keys.flatten()).unflatten(1, (1, -1, 1, tables.keys.shape[1]))
+    bias = logs.masked_fill(counts == 0, UNREAD).index_select(1, tables.keys.flatten())
+    bias = bias.unflatten(1, (1, -1, 1, tables.keys.shape[1]))
     return torch.minimum(bias, tables.unread.to(dtype).masked_fill(tables.unread == 0, math.inf))
 
 

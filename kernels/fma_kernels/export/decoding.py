@@ -1,12 +1,10 @@
-"""The step of causal decoding as a function of tensors of fixed shapes, for a graph that has its state as in- and output.
+"""The step of causal decoding as a function of tensors of fixed shapes, for a graph whose state goes in and out.
 
 :class:`fma_kernels.DecodingState` grows with the sequence and branches on its length. Here room is made in advance, and
 what a branch would decide is a choice between two tensors.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F

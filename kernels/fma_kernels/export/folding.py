@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, fx
 
@@ -16,7 +19,7 @@ def fold_constants(module: fx.GraphModule) -> None:
     Args:
         module: a program without side effects, changed in place; parameters that nothing reads any more are removed.
     """
-    values: dict[fx.Node, Tensor] = {}
+    values: dict[fx.Node, Tensor | Sequence[Tensor]] = {}
     folded: list[fx.Node] = []
     with torch.no_grad():
         for node in module.graph.nodes:
@@ -26,8 +29,8 @@ def fold_constants(module: fx.GraphModule) -> None:
                     values[node] = value.detach()
             elif _is_function(node) and all(x in values for x in node.all_input_nodes):
                 value = node.target(*fx.map_arg(node.args, values.get), **fx.map_arg(node.kwargs, values.get))
-                inputs = sum(values[x].numel() for x in node.all_input_nodes)
-                if isinstance(value, Tensor) and value.numel() <= inputs + MOST_NEW_NUMBERS:
+                inputs = sum(_numbers(values[x]) for x in node.all_input_nodes)
+                if _is_constant(value) and _numbers(value) <= inputs + MOST_NEW_NUMBERS:
                     values[node] = value
                     folded.append(node)
     made = set(folded)
@@ -37,7 +40,7 @@ def fold_constants(module: fx.GraphModule) -> None:
             continue
         name = f"folded_{number}"
         number += 1
-        module.register_buffer(name, values[node].contiguous())
+        module.register_buffer(name, values[node].clone(memory_format=torch.contiguous_format))
         with module.graph.inserting_before(node):
             constant = module.graph.get_attr(name)
         constant.meta["val"] = node.meta.get("val")
@@ -52,8 +55,20 @@ def fold_constants(module: fx.GraphModule) -> None:
 
 def _is_function(node: fx.Node) -> bool:
     """Whether a node calls an operator whose result depends on its arguments alone."""
-    known = node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+    if node.op != "call_function" or node.target is operator.getitem:
+        return node.op == "call_function"
+    known = isinstance(node.target, torch._ops.OpOverload)
     return known and torch.Tag.nondeterministic_seeded not in node.target.tags
+
+
+def _is_constant(value: object) -> bool:
+    """Whether a result is a tensor, or the several tensors of an operator such as split."""
+    several = isinstance(value, (list, tuple)) and len(value) > 0
+    return isinstance(value, Tensor) or (several and all(isinstance(x, Tensor) for x in value))
+
+
+def _numbers(value: Tensor | Sequence[Tensor]) -> int:
+    return value.numel() if isinstance(value, Tensor) else sum(x.numel() for x in value)
 
 
 def _attribute(module: fx.GraphModule, target: str) -> object:

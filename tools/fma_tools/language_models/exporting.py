@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ def export_language_model(
         ImportError: a package that writes or runs ONNX files is missing.
         ValueError: the model cannot be exported, or the file differs from it.
     """
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq turns every library's messages on
     utils.import_user_module(Namespace(user_dir=str(plugin())))
     from lm.deployment import DeployedLanguageModel, DeployedStep  # the plugin is a module of fairseq first
 
@@ -88,7 +90,8 @@ def export_language_model(
             f"input      {'a token and the state' if step else 'tokens'}, {batch} sequences of up to {length} tokens",
             *(_state_size(state, batch) if step else ()),
             *operators(out),
-            f"difference {largest:.2g} of the largest logit, at most {tolerance:g} allowed, on {wanted.shape[1]} tokens",
+            f"difference {largest:.2g} of the largest logit, at most {tolerance:g} allowed, "
+            f"on {wanted.shape[1]} tokens",
         ]
     )
 

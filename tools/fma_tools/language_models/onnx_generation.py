@@ -46,7 +46,8 @@ class Decoder:
         if self.position >= self.length:
             raise ValueError(f"position={self.position}: expected less than the {self.length} tokens of the file")
         position = np.array(self.position, np.int64)
-        logits, *self._state = self._session.run(None, dict(zip(self._names, [token, position, *self._state], strict=True)))
+        given = dict(zip(self._names, [token, position, *self._state], strict=True))
+        logits, *self._state = self._session.run(None, given)
         self.position += 1
         return logits
 
@@ -103,5 +104,6 @@ def continue_bytes(session: InferenceSession, text: str, count: int) -> str:
     words = symbols(session)
     number = {word: i for i, word in enumerate(words)}
     written = greedy(session, [number[str(byte)] for byte in text.encode()], count)
-    values = [ord("\n") if token == END else int(words[token]) for token in written if token == END or words[token].isdecimal()]
-    return text + bytes(values).decode(errors="replace")
+    # The end of a sentence is the newline; of the other words, those of fairseq stand for no byte.
+    found = ("10" if token == END else words[token] for token in written)
+    return text + bytes(int(word) for word in found if word.isdecimal()).decode(errors="replace")
