@@ -45,6 +45,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--tolerance", type=float, metavar="T",
         help="largest difference allowed, as a share of the largest output (1e-4, with --fp16 2e-2)",
     )  # fmt: skip
+    parser.add_argument(
+        "--time", type=int, default=0, metavar="ROUNDS",
+        help="time the file and PyTorch on one thread in so many rounds, in turns; medians",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write it")
     cli.add_config_options(parser)
     return parser
@@ -77,6 +81,8 @@ def export(args: argparse.Namespace) -> None:
         raise CommandError(f"--size {' '.join(map(str, args.size))}: expected one or two numbers")
     if args.tolerance is not None and args.tolerance <= 0:
         raise CommandError(f"--tolerance {args.tolerance}: expected a number above 0")
+    if args.time < 0:
+        raise CommandError(f"--time {args.time}: expected a number >= 0")
     if args.out.exists():
         raise CommandError(f"--out {args.out}: expected a new file; it exists")
     if args.image is not None and not args.image.is_file():
@@ -88,7 +94,7 @@ def export(args: argparse.Namespace) -> None:
     cfg = cli.read_config(args.config, args.cfg_options)
     request = Request(
         size=(args.size[0], args.size[-1]), batch=args.batch, format=args.format, part=args.part, half=args.fp16,
-        normalize=args.normalize, image=args.image, out=args.out,
+        normalize=args.normalize, image=args.image, out=args.out, rounds=args.time,
         tolerance=args.tolerance or (2e-2 if args.fp16 else 1e-4),
     )  # fmt: skip
     try:

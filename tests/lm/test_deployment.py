@@ -3,10 +3,10 @@
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from fma_tools.language_models.onnx_generation import Decoder, greedy
 from helpers.language_models import DECODERS, make_decoder, make_dictionary, make_encoder, random_tokens
 
 from fma_kernels.export import export_program, open_onnx, save_onnx
+from fma_tools.language_models.onnx_generation import Decoder, greedy
 from lm.deployment import DeployedLanguageModel, DeployedStep
 
 pytest.importorskip("onnxscript")

@@ -3,7 +3,12 @@
 import json
 import pickle
 import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,6 +24,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 tool = load_tool("export")
+ROOT = Path(__file__).parents[2]
 DIGITS = "configs/demo/fma2d_digits.py"
 SEGMENTOR = """
 default_scope = "mmseg"
@@ -62,9 +68,9 @@ def save_weights(config, path):
 
 def test_a_file_has_the_metric_of_its_checkpoint(export, evaluate, tmp_path):
     checkpoint = save_weights(DIGITS, tmp_path / "weights.pth")
-    options = ["--size", 48, "--batch", 80, "--normalize"]
-    out, said = export(DIGITS, checkpoint, "digits.onnx", *options)
-    assert re.search(r"input +image \(80, 3, 48, 48\), pixels", said)
+    out, said = export(DIGITS, checkpoint, "digits.onnx", "--size", 48, "--normalize", "--time", 1)
+    assert re.search(r"input +image \(1, 3, 48, 48\), pixels", said)
+    assert re.search(r"time +PyTorch \d+.\d ms, file \d+.\d ms, \d.\d+ times as long; 1 thread", said)
     assert re.search(r"outputs +logits \(10,\)", said) and "opset 20" in said and "MatMul" in said
     found = []
     for source in ([str(checkpoint)], ["--onnx", str(out)]):
@@ -78,17 +84,37 @@ def test_a_file_has_the_metric_of_its_checkpoint(export, evaluate, tmp_path):
     assert metrics["accuracy/top1"] == metrics_by_onnx["accuracy/top1"] and len(predictions) == len(by_onnx) > 300
     for a, b in zip(predictions, by_onnx, strict=True):
         torch.testing.assert_close(a["pred_score"], b["pred_score"], rtol=0, atol=1e-5)
+    check_server(tmp_path, [x["pred_label"].item() for x in predictions])
+
+
+def check_server(folder, predicted):
+    """The example of docs/export.md, where PyTorch cannot be imported, says what the model says."""
+    from fma_mm.datasets.digits import read_digits
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "http.server" in block]
+    (folder / "serve.py").write_text("import sys\nsys.modules['torch'] = None\n" + code)
+    command = [sys.executable, "serve.py", "0"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            port = server.stdout.readline().split()[-1]
+            for picture, digit in list(zip(read_digits("val")[1], predicted, strict=True))[:5]:
+                body = cv2.imencode(".png", picture)[1].tobytes()
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}", body, timeout=30) as answer:
+                    assert json.load(answer) == {"digit": digit}
+        finally:
+            server.kill()
 
 
 def test_a_segmentor_gives_maps_of_the_size_of_the_image(export, tmp_path):
     config = tmp_path / "segmentor.py"
     config.write_text(SEGMENTOR)
     checkpoint = save_weights(config, tmp_path / "weights.pth")
-    out, said = export(config, checkpoint, "maps.onnx", "--size", 36, 52, "--normalize")
+    out, said = export(config, checkpoint, "maps.onnx", "--size", 36, 52, "--normalize", "--batch", 2)
     assert re.search(r"outputs +logits \(4, 36, 52\)", said)
     model = MODELS.build(Config.fromfile(config).model).eval()
     model.load_state_dict(torch.load(checkpoint)["state_dict"])
-    images = [torch.randint(0, 256, (3, 36, 52), dtype=torch.uint8) for _ in range(2)]
+    images = [torch.randint(0, 256, (3, 36, 52), dtype=torch.uint8) for _ in range(3)]  # the file takes two
     with torch.no_grad():
         expected = model.test_step(dict(inputs=images))
         run_by_onnx(model, out)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import mmcv
 import numpy as np
@@ -34,6 +35,7 @@ class Request:
         image: picture to compare on; None for random pixels.
         tolerance: largest difference, as a share of the largest output.
         out: the file.
+        rounds: rounds of timing, 0 for none.
     """
 
     size: tuple[int, int]
@@ -45,6 +47,7 @@ class Request:
     image: Path | None
     tolerance: float
     out: Path
+    rounds: int = 0
 
 
 def export_model(cfg: Config, checkpoint: str | None, request: Request) -> str:
@@ -63,6 +66,8 @@ def export_model(cfg: Config, checkpoint: str | None, request: Request) -> str:
         ImportError: a package that writes or runs the format is missing.
         ValueError: a part of the request does not fit the model, or the file differs from it.
     """
+    if request.rounds:
+        torch.set_num_threads(1)
     model = inspection.build_model(cfg, checkpoint).cpu()
     options = dict(part=request.part, normalize=request.normalize)
     reference = DeployedModel(model, request.size, **options)
@@ -76,7 +81,8 @@ def export_model(cfg: Config, checkpoint: str | None, request: Request) -> str:
     _write(program, request, names, {INPUT_PROPERTY: deployed.input_kind})
     seconds = time.perf_counter() - start
     try:
-        largest = max(difference(a, b) for a, b in zip(_runner(request)(images), wanted, strict=True))
+        run = _runner(request)
+        largest = max(difference(a, b) for a, b in zip(run(images), wanted, strict=True))
         expected = f"at most {request.tolerance:g} of the largest output"
         require(largest <= request.tolerance, "difference", largest, expected)
     except ValueError:
@@ -92,6 +98,7 @@ def export_model(cfg: Config, checkpoint: str | None, request: Request) -> str:
             f"weights    {inspection.weights_origin(cfg, checkpoint)}",
             f"difference {largest:.2g} of the largest output, at most {request.tolerance:g} allowed, "
             f"on {request.image or 'random pixels'}",
+            *_times(reference, run, images, request.rounds),
         ]
     )
 
@@ -118,6 +125,22 @@ def _images(request: Request, model: nn.Module) -> Tensor:
     size = tuple(found.shape[2:])
     require(size == request.size, "size", request.size, f"{size}, to which the config pads images")
     return found.repeat(count, 1, 1, 1)
+
+
+def _times(model: nn.Module, run: Callable[[Tensor], object], images: Tensor, rounds: int) -> Iterator[str]:
+    """A line with the times of model and file, which take turns."""
+    times = {"PyTorch": [], "file": []}
+    with torch.inference_mode():
+        for _ in range(rounds + 1 if rounds else 0):  # the first round warms up
+            for name, call in (("PyTorch", model), ("file", run)):
+                start = time.perf_counter()
+                call(images)
+                times[name].append(time.perf_counter() - start)
+    if rounds:
+        by_name = {name: 1e3 * median(found[1:]) for name, found in times.items()}
+        ratio = by_name["file"] / by_name["PyTorch"]
+        listed = ", ".join(f"{name} {ms:.1f} ms" for name, ms in by_name.items())
+        yield f"time       {listed}, {ratio:.2f} times as long; {torch.get_num_threads()} thread(s), {rounds} rounds"
 
 
 def _runner(request: Request) -> Callable[[Tensor], list[Tensor]]:
