@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..cells import token_counts
@@ -59,8 +60,15 @@ def attend(
         far_out, far_lse = _far(far_query * scale, far_key, far_value, far_counts, hierarchy, group_bias)
         near_counts = None if counts is None else counts[:, : hierarchy.num_tokens]
         bias = _bias(tables, near_counts, hierarchy, False, True, group_bias, _wide(query))
-        carried = gather(far_lse, carries.rows).mT + carries.others.to(far_lse.dtype)
-        logits = torch.cat([_logits(query, key, tables, bias), carried], -1)
+        # What comes from the query summaries joins the near keys: as keys of zeros, whose bias is its log-sum-exp. So
+        # nothing as large as the logits is put together.
+        rows = torch.full_like(carries.rows, hierarchy.num_tokens)
+        keys = F.pad(key, [0, 0, 0, 1])
+        carried = gather(far_lse, carries.rows).mT  # (B, H, cells, 1, P * L)
+        near = tables.unread.to(carried.dtype) if bias is None else bias
+        bias = torch.cat([near.expand(*carried.shape[:-1], -1), carried], -1)
+        joined = tables._replace(keys=torch.cat([tables.keys, rows], 1), future=carries.by_query)
+        logits = _logits(query, keys, joined, bias)
         rows = torch.cat([tables.keys, carries.rows + hierarchy.num_tokens], 1)
         out, lse = _read(logits, torch.cat([value, far_out], 2), rows)
     out, lse = (_in_order(x, tables) for x in (out, lse))

@@ -121,11 +121,12 @@ class CarryTables(NamedTuple):
 
     Attributes:
         rows: (cells, P * L) rows among the summaries of all levels, sub-block by sub-block of level 1.
-        others: (T, P * L) float32, 0 or :data:`UNREAD` for what belongs to another sub-block of the cell.
+        by_query: (T, K + P * L) float32, 0 or :data:`UNREAD` for a near key that is later than the query, and for what
+            belongs to another sub-block than the query; None where there are none.
     """
 
     rows: Tensor
-    others: Tensor
+    by_query: Tensor | None
 
 
 @cached
@@ -144,7 +145,10 @@ def carry_tables(hierarchy: Hierarchy) -> CarryTables:
     rows = torch.stack(levels, -1).view(*numbers[0].shape, -1)  # (cells, P, L)
     own = sub_block_of_query(LevelPass(hierarchy, 0, far=False))
     others = torch.where(own[:, None] == torch.arange(rows.shape[1]), 0.0, UNREAD)
-    return CarryTables(rows.flatten(1), others.repeat_interleave(rows.shape[2], 1))
+    near = token_tables(hierarchy, far=False)
+    future = torch.zeros(len(own), near.keys.shape[1]) if near.future is None else near.future
+    by_query = torch.cat([future, others.repeat_interleave(rows.shape[2], 1)], 1)
+    return CarryTables(rows.flatten(1), by_query if bool((by_query != 0).any()) else None)
 
 
 @cached
