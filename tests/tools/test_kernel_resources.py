@@ -164,6 +164,20 @@ def test_check_fails_for_a_tiling_that_spills(cache):
     )
 
 
+@pytest.mark.slow
+def test_other_targets(cache, tmp_path):
+    """One kernel for a GPU of each maker: compiled, within its shared memory, without a spill."""
+    out = tmp_path / "rows.json"
+    options = ["--targets", "sm_120", "gfx942", "--kernels", "attend_backward_carry", "--cases", "plain"]
+    script = "import sys; from helpers.tool_loader import load_tool; "
+    script += "sys.exit(load_tool('kernel_resources').main(sys.argv[1:]))"
+    ended = run("-c", script, *options, "--check", "--json", str(out), cache=cache)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = json.loads(out.read_text())
+    assert [row["target"] for row in rows] == ["sm_120", "gfx942"]
+    assert all(row["shared"] > 0 and row["spills"] == 0 for row in rows)
+
+
 def test_mistakes(tool, capsys, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for argv, message in [

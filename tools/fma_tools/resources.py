@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from .command import CommandError
 
 if TYPE_CHECKING:  # importing it makes the kernels, which the interpreter's variable would spoil
+    from triton.compiler import CompiledKernel
+
     from fma_kernels.backends.triton.compile_cases import Case
 
 
@@ -102,12 +104,14 @@ class KernelRow:
             yield f"no {limits.tensor_core}, expected products on the tensor cores"
 
 
-def compiled(case: Case, arch: int) -> KernelRow:
+def compile_case(case: Case, backend: str, arch: int | str, warp: int) -> CompiledKernel:
     """Compile a kernel as a launch would, with aligned pointers and strides.
 
     Args:
         case: the kernel.
-        arch: 80 or 90.
+        backend: "cuda" or "hip".
+        arch: architecture, as Triton names it.
+        warp: threads of a warp.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -121,7 +125,17 @@ def compiled(case: Case, arch: int) -> KernelRow:
     }
     source = ASTSource(case.kernel, signature, case.constants, aligned)
     options = dict(num_warps=case.warps, num_stages=case.stages)
-    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return triton.compile(source, target=GPUTarget(backend, arch, warp), options=options)
+
+
+def compiled(case: Case, arch: int) -> KernelRow:
+    """Compile a kernel for a multiprocessor, and count what it needs.
+
+    Args:
+        case: the kernel.
+        arch: 80 or 90.
+    """
+    kernel = compile_case(case, "cuda", arch, 32)
     listing = disassembled(kernel.asm["cubin"])
     return KernelRow(case.name, arch, case.warps, case.tensor_cores, shared=kernel.metadata.shared, **counted(listing))
 
