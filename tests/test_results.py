@@ -32,3 +32,13 @@ def test_tables_of_sequences(name):
 
 def test_there_are_results():
     assert len(RESULTS) >= 5
+
+
+def test_table_of_targets():
+    rows = json.loads((ROOT / "benchmarks/results/kernel-targets.json").read_text())
+    text = (ROOT / "docs/hardware.md").read_text()
+    for target, allowed in {"sm_100": 227, "sm_120": 99, "gfx90a": 64, "gfx942": 64}.items():
+        mine = [row for row in rows if row["target"] == target]
+        most, spilling = max(row["shared"] for row in mine), [row for row in mine if row["spills"]]
+        line = f"| {target} | {len(mine)} | {most / 1024:.1f} | {allowed} | {len(spilling)} | "
+        assert line + f"{max(row['spills'] for row in mine)} " in text and most <= allowed * 1024

@@ -191,7 +191,8 @@ def _precision() -> str:
     """Of products of float32 numbers: as PyTorch's own matrix products are set."""
     matmul = torch.backends.cuda.matmul
     tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
-    return "tf32" if tf32 else "ieee"
+    # Triton has no TF32 for AMD's GPUs, whatever PyTorch allows there.
+    return "tf32" if tf32 and torch.version.hip is None else "ieee"
 
 
 def _tables(schedule: Schedule) -> tuple[Tensor, ...]:
