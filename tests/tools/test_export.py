@@ -1,5 +1,6 @@
 """tools/export.py and tools/test.py --onnx: files compute what the model computes; mistakes are named."""
 
+import importlib.util
 import json
 import pickle
 import re
@@ -171,6 +172,13 @@ def test_mistakes(arguments, message, tmp_path, capsys):
     out = [] if "--out" in arguments else ["--out", str(tmp_path / "a.onnx")]
     assert re.search(message, error_of(tool.main, capsys, DIGITS, *arguments, *out))
     assert not (tmp_path / "a.onnx").exists()
+
+
+def test_missing_packages_are_named_before_work_starts(monkeypatch, tmp_path, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "onnx" else find(name, *more))
+    message = error_of(tool.main, capsys, DIGITS, "--size", 48, "--out", tmp_path / "a.onnx")
+    assert message == "onnx not installed: expected fma-mm[export] for ONNX files"
 
 
 TEST_MISTAKES = [

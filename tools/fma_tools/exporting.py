@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fma_kernels.checks import require
-from fma_kernels.export import export_program, open_onnx, save_onnx
+from fma_kernels.export import export_program, open_onnx, require_onnx, save_onnx
 from fma_mm.analysis import inspection
 from fma_mm.deployment import INPUT_PROPERTY, DeployedModel
 
@@ -66,6 +66,8 @@ def export_model(cfg: Config, checkpoint: str | None, request: Request) -> str:
         ImportError: a package that writes or runs the format is missing.
         ValueError: a part of the request does not fit the model, or the file differs from it.
     """
+    if request.format == "onnx":
+        require_onnx()
     if request.rounds:
         torch.set_num_threads(1)
     model = inspection.build_model(cfg, checkpoint).cpu()

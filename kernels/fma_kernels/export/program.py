@@ -103,9 +103,7 @@ def save_onnx(
         ImportError: ``onnx`` or ``onnxscript`` is not installed.
         ValueError: the file would be larger than the 2 GiB that ONNX allows.
     """
-    missing = [name for name in WRITERS if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"{' and '.join(missing)} not installed: expected fma-mm[export] for ONNX files")
+    require_onnx()
     with _quiet():
         written = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=list(outputs),
@@ -115,6 +113,13 @@ def save_onnx(
     require(size < 2**31, "model", f"{size / 2**30:.1f} GiB of weights", "less than 2 GiB, the limit of ONNX files")
     written.model.metadata_props.update(metadata or {})
     written.save(path, external_data=False)
+
+
+def require_onnx() -> None:
+    """Raise ``ImportError`` unless the packages that write ONNX files are installed."""
+    missing = [name for name in WRITERS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{' and '.join(missing)} not installed: expected fma-mm[export] for ONNX files")
 
 
 @contextmanager

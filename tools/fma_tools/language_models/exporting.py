@@ -14,7 +14,7 @@ from fairseq import checkpoint_utils, utils
 from torch import Tensor
 
 from fma_kernels.checks import require
-from fma_kernels.export import export_program, open_onnx, save_onnx
+from fma_kernels.export import export_program, open_onnx, require_onnx, save_onnx
 
 from ..onnx_files import difference, operators
 from .onnx_generation import LENGTH, SYMBOLS, steps
@@ -45,6 +45,7 @@ def export_language_model(
         ImportError: a package that writes or runs ONNX files is missing.
         ValueError: the model cannot be exported, or the file differs from it.
     """
+    require_onnx()
     logging.getLogger().setLevel(logging.WARNING)  # fairseq turns every library's messages on
     utils.import_user_module(Namespace(user_dir=str(plugin())))
     from lm.deployment import DeployedLanguageModel, DeployedStep  # the plugin is a module of fairseq first
