@@ -136,7 +136,7 @@ def test_a_converted_vit_in_half_precision(export, vit):
     assert {x.data_type for x in onnx.load(out).graph.initializer} >= {10}  # float16
 
 
-def test_feature_maps_on_a_picture(export, tmp_path):
+def test_feature_maps_on_a_picture(export, tmp_path, monkeypatch):
     from PIL import Image
 
     config, picture = tmp_path / "segmentor.py", tmp_path / "a.png"
@@ -147,6 +147,7 @@ def test_feature_maps_on_a_picture(export, tmp_path):
     assert re.search(r"outputs +features0 \(8, 20, 20\), features1 \(16, 10, 10\)", said) and f"on {picture}" in said
     features = torch.export.load(out).module()(torch.zeros(1, 3, 40, 40))
     assert [x.shape for x in features] == [(1, 8, 20, 20), (1, 16, 10, 10)]
+    monkeypatch.setattr("fma_tools.exporting.export_program", lambda *args, **options: torch.export.load(out))
     with pytest.raises(SystemExit):
         export(config, None, "other.pt2", *options, "--tolerance", "1e-12")
     assert not (tmp_path / "other.pt2").exists()

@@ -7,6 +7,7 @@ from helpers.command_line import error_of
 from helpers.tool_loader import load_tool
 
 from fma_kernels.export import open_onnx
+from fma_tools.language_models import exporting
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -33,8 +34,16 @@ def test_a_step_continues_a_text(weights, tmp_path, capsys, one_thread):
 
 
 @pytest.mark.slow
-def test_a_file_of_a_whole_sequence(weights, tmp_path, capsys, one_thread):
+def test_a_file_of_a_whole_sequence(weights, tmp_path, capsys, one_thread, monkeypatch):
     out = tmp_path / "model.onnx"
+    programs, trace, save = [], exporting.export_program, exporting.save_onnx  # traces once for two files
+    monkeypatch.setattr(exporting, "export_program", lambda *args: programs[0] if programs else trace(*args))
+
+    def save_and_keep(program, *args, **options):
+        programs.append(program)
+        save(program, *args, **options)
+
+    monkeypatch.setattr(exporting, "save_onnx", save_and_keep)
     options = ["--data", str(weights.parent), "--length", "70", "--batch", "2", "--out", str(out)]
     tool.main([str(weights), *options])
     assert "difference" in capsys.readouterr().out
