@@ -30,7 +30,7 @@ class _DeployedDecoder(nn.Module):
         super().__init__()
         require(isinstance(model, FMALanguageModel), "model", type(model).__name__, "a model of fma_lm")
         require(isinstance(length, int) and length >= 1, "length", length, "an integer >= 1")
-        self.decoder, self.length = model.decoder, length
+        self.decoder = model.decoder
         adaptive = self.decoder.adaptive_softmax is not None
         require(not adaptive, "adaptive_softmax", adaptive, "False: export makes the logits of all words")
         positions = None

@@ -13,7 +13,6 @@ from mmengine.fileio import dump
 
 from fma_mm import cli  # the package registers the project's components
 from fma_mm.cli import CommandError
-from fma_mm.deployment import run_by_onnx
 
 PREDICTION_FILES = (".pkl", ".pickle")
 METRIC_FILES = (".json", ".yaml", ".yml", *PREDICTION_FILES)
@@ -177,6 +176,8 @@ def evaluate(args: Namespace) -> None:
     cfg = make_config(args)
     runner = cli.build_runner(cfg)
     if args.onnx is not None:
+        from fma_mm.deployment import run_by_onnx  # tracing takes a while to import, and checkpoints do without it
+
         try:
             run_by_onnx(runner.model, args.onnx)
         except (ImportError, ValueError) as error:

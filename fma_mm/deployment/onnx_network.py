@@ -49,8 +49,8 @@ class OnnxNetwork:
         missing = -len(image) % step
         padded = np.concatenate([image, image[-1:].repeat(missing, 0)]) if missing else image
         parts = [self.session.run(None, {self.name: padded[i : i + step]}) for i in range(0, len(padded), step)]
-        outputs = (np.concatenate(x)[: len(image)] for x in zip(*parts, strict=True))
-        return [torch.from_numpy(x) for x in outputs]
+        joined = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        return [torch.from_numpy(x[: len(image)]) for x in joined]
 
 
 def run_by_onnx(model: nn.Module, path: Path | str) -> None:

@@ -22,6 +22,7 @@ from .checks import (
 )
 from .hierarchy import Hierarchy
 from .packing import attend_packed, resolve_grids
+from .precision import sum_dtype
 from .summaries import SummaryBasis, aggregate, cell_weights
 
 
@@ -258,7 +259,7 @@ def _attention(
             query, key, value, *summaries, hierarchy, scale=scale, group_bias=group_bias, mask=key_padding_mask,
             num_global_tokens=num_global_tokens, dropout_p=dropout_p,
         )  # fmt: skip
-        return (out, lse.to(_sum_dtype(lse))) if return_lse else out
+        return (out, lse.to(sum_dtype(lse))) if return_lse else out
     backend = _choose(query, dropout_p, backend)
     if hierarchy.num_levels == 0:
         if not return_lse:
@@ -362,10 +363,6 @@ def _readable(mask: Tensor, length: int, causal: bool = False) -> Tensor:
     """(B, 1, 1 or G + N, G + N) bool: the keys that a mask leaves; global keys always."""
     readable = F.pad(~mask, [length - mask.shape[1], 0], value=True)[:, None, None]
     return readable & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() if causal else readable
-
-
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:

@@ -14,6 +14,7 @@ from .cells import pad_to
 from .checks import refuse_jit_trace, require, require_mask, require_tokens
 from .hierarchy import Hierarchy
 from .ops import contract, pool, summary_counts
+from .precision import sum_dtype
 
 KINDS = ("nested", "direct", "mean")
 
@@ -136,7 +137,7 @@ class SummaryBasis(nn.Module):
         if self.kind != "mean":
             return contract(x, self.weight(axis, level), axis)
         outputs, inputs, _ = self._shape(level)  # block by block: most of the weights would be zeros
-        return x.to(_wide(x)).unflatten(2 + axis, (-1, inputs // outputs)).mean(3 + axis)
+        return x.to(sum_dtype(x)).unflatten(2 + axis, (-1, inputs // outputs)).mean(3 + axis)
 
     def unread(self, hierarchy: Hierarchy) -> Iterator[nn.Parameter]:
         """Parameters that :func:`aggregate` does not read on this geometry: those of levels that it does not have."""
@@ -163,13 +164,9 @@ class SummaryBasis(nn.Module):
 
 def _mean(outputs: int, inputs: int, like: Tensor | None = None) -> Tensor:
     """Weights (outputs, inputs, 1) of the mean of each sub-block."""
-    dtype, device = (torch.float32, None) if like is None else (_wide(like), like.device)
+    dtype, device = (torch.float32, None) if like is None else (sum_dtype(like), like.device)
     block = inputs // outputs
     return (torch.eye(outputs, dtype=dtype, device=device) / block).repeat_interleave(block, 1)[..., None]
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def aggregate(
@@ -278,7 +275,7 @@ def _cell_weights(basis: SummaryBasis, hierarchy: Hierarchy, like: Tensor) -> tu
     upper = [weight.unflatten(-2, (2, -1)) for weight in upper]  # inputs by child
     weight = reduce(partial(_combine, kinds=2), lowest)
     upper = reduce(partial(_combine, kinds=3), upper).flatten(-3, -2)
-    dtype = _wide(like)
+    dtype = sum_dtype(like)
     return weight.to(dtype), (upper if hierarchy.num_levels > 1 else upper.detach()).to(dtype)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fma_kernels.checks import require
-from fma_kernels.export import export_program, open_onnx, require_onnx, save_onnx
+from fma_kernels.export import export_program, require_onnx, require_onnxruntime, save_onnx
+from fma_kernels.measure import milliseconds, take_turns
 from fma_mm.analysis import inspection
-from fma_mm.deployment import INPUT_PROPERTY, DeployedModel
+from fma_mm.deployment import INPUT_PROPERTY, DeployedModel, OnnxNetwork
 
-from .onnx_files import counts, difference, operators
+from .onnx_files import counts, difference, operators, removed_on_failure, require_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,28 +70,25 @@ def export_model(cfg: Config, checkpoint: str | None, request: Request) -> str:
     """
     if request.format == "onnx":
         require_onnx()
+        require_onnxruntime()
     if request.rounds:
         torch.set_num_threads(1)
     model = inspection.build_model(cfg, checkpoint).cpu()
     options = dict(part=request.part, normalize=request.normalize)
     reference = DeployedModel(model, request.size, **options)
-    deployed = DeployedModel(model, request.size, half=request.half, **options)
+    deployed = DeployedModel(model, request.size, half=True, **options) if request.half else reference
     images = _images(request, model)
     with torch.no_grad():
         wanted = reference(images)
     start = time.perf_counter()
     program = export_program(deployed, (images,), dynamic_batch=request.batch == "dynamic")
     names = deployed.output_names(wanted)
-    _write(program, request, names, {INPUT_PROPERTY: deployed.input_kind})
-    seconds = time.perf_counter() - start
-    try:
+    with removed_on_failure(request.out):
+        _write(program, request, names, {INPUT_PROPERTY: deployed.input_kind})
+        seconds = time.perf_counter() - start
         run = _runner(request)
         largest = max(difference(a, b) for a, b in zip(run(images), wanted, strict=True))
-        expected = f"at most {request.tolerance:g} of the largest output"
-        require(largest <= request.tolerance, "difference", largest, expected)
-    except ValueError:
-        request.out.unlink()
-        raise
+        require_difference(largest, request.tolerance, "output")
     shapes = [f"{name} {tuple(x.shape[1:])}" for name, x in zip(names, wanted, strict=True)]
     return "\n".join(
         [
@@ -131,25 +130,22 @@ def _images(request: Request, model: nn.Module) -> Tensor:
 
 def _times(model: nn.Module, run: Callable[[Tensor], object], images: Tensor, rounds: int) -> Iterator[str]:
     """A line with the times of model and file, which take turns."""
-    times = {"PyTorch": [], "file": []}
+    if not rounds:
+        return
+    calls = {"PyTorch": model, "file": run}
+    clocks = {name: partial(milliseconds, partial(call, images), images.device) for name, call in calls.items()}
     with torch.inference_mode():
-        for _ in range(rounds + 1 if rounds else 0):  # the first round warms up
-            for name, call in (("PyTorch", model), ("file", run)):
-                start = time.perf_counter()
-                call(images)
-                times[name].append(time.perf_counter() - start)
-    if rounds:
-        by_name = {name: 1e3 * median(found[1:]) for name, found in times.items()}
-        ratio = by_name["file"] / by_name["PyTorch"]
-        listed = ", ".join(f"{name} {ms:.1f} ms" for name, ms in by_name.items())
-        yield f"time       {listed}, {ratio:.2f} times as long; {torch.get_num_threads()} thread(s), {rounds} rounds"
+        times = take_turns(clocks, rounds + 1)  # the first round warms up
+    by_name = {name: median(found[1:]) for name, found in times.items()}
+    ratio = by_name["file"] / by_name["PyTorch"]
+    listed = ", ".join(f"{name} {ms:.1f} ms" for name, ms in by_name.items())
+    yield f"time       {listed}, {ratio:.2f} times as long; {torch.get_num_threads()} thread(s), {rounds} rounds"
 
 
 def _runner(request: Request) -> Callable[[Tensor], list[Tensor]]:
     """What runs the file."""
     if request.format == "onnx":
-        session = open_onnx(request.out, torch.get_num_threads())
-        return lambda x: [torch.from_numpy(y) for y in session.run(None, {"image": x.numpy()})]
+        return OnnxNetwork(request.out)
     module = torch.export.load(request.out).module()
     return lambda x: list(module(x))
 

@@ -1,12 +1,36 @@
-"""What exported files contain, and how far their results are from those of PyTorch."""
+"""Exported files: what they contain, and how far their results are from those of PyTorch."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
+
+from fma_kernels.checks import require
+
+
+@contextmanager
+def removed_on_failure(path: Path) -> Iterator[None]:
+    """Remove a file unless what is done with it succeeds."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def require_difference(found: float, tolerance: float, what: str) -> None:
+    """Raise ``ValueError`` if results differ more than they may.
+
+    Args:
+        found: from :func:`difference`.
+        tolerance: the most.
+        what: largest of these.
+    """
+    require(found <= tolerance, "difference", found, f"at most {tolerance:g} of the largest {what}")
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .resources import compile_case, counted, disassembled
+from .resources import compile_case, counted, disassembled, tabulate
 
 if TYPE_CHECKING:  # importing it makes the kernels, which the interpreter's variable would spoil
     from fma_kernels.backends.triton.compile_cases import Case
@@ -79,20 +79,19 @@ def compiled_for(case: Case, name: str) -> TargetRow:
     return TargetRow(case.name, name, kernel.metadata.shared, spills)
 
 
+def is_launched(case: Case, name: str) -> bool:
+    """Whether a kernel is launched on a target: TF32 on NVIDIA's GPUs alone."""
+    return TARGETS[name].backend == "cuda" or case.constants.get("PRECISION") != "tf32"
+
+
 def report_targets(cases: Sequence[Case], names: Sequence[str]) -> tuple[list[TargetRow], list[str]]:
     """Compile every case that is launched on a target for it, and print the table.
 
     Returns:
         Its rows, and a line for each kernel that would not run, or not well.
     """
-    rows, offences = [], []
-    print(f"{'kernel':40} target  shared KiB  spills")
-    for case in cases:
-        for name in names:
-            if TARGETS[name].backend == "hip" and case.constants.get("PRECISION") == "tf32":
-                continue  # is launched on NVIDIA's GPUs alone
-            row = compiled_for(case, name)
-            print(f"{row.kernel:40} {row.target} {row.shared / 1024:11.1f} {row.spills:7}", flush=True)
-            rows.append(row)
-            offences += [f"{row.kernel}, {name}: {offence}" for offence in row.offences()]
-    return rows, offences
+    rows = (compiled_for(case, name) for case in cases for name in names if is_launched(case, name))
+    return tabulate(
+        f"{'kernel':40} target  shared KiB  spills", rows,
+        lambda row: f"{row.kernel:40} {row.target} {row.shared / 1024:11.1f} {row.spills:7}", lambda row: row.target,
+    )  # fmt: skip

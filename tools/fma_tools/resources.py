@@ -6,10 +6,10 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from .command import CommandError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # importing it makes the kernels, which the interpreter's var
     from triton.compiler import CompiledKernel
 
     from fma_kernels.backends.triton.compile_cases import Case
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -221,11 +223,27 @@ def report(chosen: list[tuple[Case, int]]) -> tuple[list[KernelRow], list[str]]:
     Returns:
         Its rows, and a line for each rule that is broken.
     """
-    rows, offences = [], []
-    print(HEADER)
-    for case, arch in chosen:
-        row = compiled(case, arch)
+    return tabulate(HEADER, (compiled(case, arch) for case, arch in chosen), line, lambda row: f"sm_{row.arch}")
+
+
+def tabulate(
+    header: str, rows: Iterable[Row], line: Callable[[Row], str], target: Callable[[Row], str]
+) -> tuple[list[Row], list[str]]:
+    """Print a table of compiled kernels, each line as soon as its kernel is.
+
+    Args:
+        header: first lines of the table.
+        rows: what is compiled; with ``kernel`` and ``offences()``.
+        line: a row as a line.
+        target: what a row is compiled for, by name.
+
+    Returns:
+        The rows, and a line for each rule that is broken.
+    """
+    found, offences = [], []
+    print(header)
+    for row in rows:
         print(line(row), flush=True)
-        rows.append(row)
-        offences += [f"{row.kernel}, sm_{arch}: {offence}" for offence in row.offences()]
-    return rows, offences
+        found.append(row)
+        offences += [f"{row.kernel}, {target(row)}: {offence}" for offence in row.offences()]
+    return found, offences

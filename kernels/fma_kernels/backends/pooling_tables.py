@@ -209,15 +209,16 @@ def summary_scale(pyramid: Pyramid, mask: Tensor | None, device: torch.device) -
     hierarchy = pyramid.hierarchy
     if mask is None:
         return _full_scale(hierarchy, device)
-    return _sizes(hierarchy, device) / token_counts(hierarchy, device, mask).clamp_(min=1)
+    return summary_sizes(hierarchy, device) / token_counts(hierarchy, device, mask).clamp_(min=1)
 
 
 @cached
 def _full_scale(hierarchy: Hierarchy, device: torch.device) -> Tensor:
-    return _sizes(hierarchy, device) / token_counts(hierarchy, device).clamp(min=1)
+    return summary_sizes(hierarchy, device) / token_counts(hierarchy, device).clamp(min=1)
 
 
 @cached
-def _sizes(hierarchy: Hierarchy, device: torch.device) -> Tensor:
+def summary_sizes(hierarchy: Hierarchy, device: torch.device) -> Tensor:
+    """Size of the sub-block of every summary in tokens: (S,) float32."""
     sizes = [float(hierarchy.cell_width(level) // hierarchy.rank) ** hierarchy.ndim for level in hierarchy.levels]
     return torch.tensor(sizes, dtype=torch.float32).repeat_interleave(torch.tensor(hierarchy.level_sizes)).to(device)

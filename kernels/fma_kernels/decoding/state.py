@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks import require, require_like, require_mask, require_tokens
 from ..functional import fma_attention
 from ..hierarchy import Hierarchy
+from ..precision import sum_dtype
 from ..summaries import SummaryBasis, aggregate
 from .sums import Sums
 
@@ -131,7 +132,7 @@ class DecodingState:
                 self._take_tokens(key, value, mask)
                 return out
             # Summaries of a prompt in low precision are rounded only after those of the levels above were made.
-            wide = [x.to(self._sum_dtype(key)) for x in (key, value)]
+            wide = [x.to(sum_dtype(key)) for x in (key, value)]
             summaries = [
                 aggregate(x, sums.basis, hierarchy, key_padding_mask=mask)
                 for x, sums in zip(wide, self._sums.values(), strict=True)
@@ -219,14 +220,10 @@ class DecodingState:
                 levels = Hierarchy((total,), self.cell_size, self.rank).num_levels
                 require(False, f"{name}.num_levels", sums.num_levels, f"at least {levels} for {total} tokens")
 
-    @staticmethod
-    def _sum_dtype(x: Tensor) -> torch.dtype:
-        return torch.promote_types(x.dtype, torch.float32)
-
     def _allocate(self, like: Tensor) -> None:
         batch, heads, _, dim = like.shape
         self._rows = like.new_zeros(batch, 2, heads, 2 * self.cell_size, dim)
-        self._bias = like.new_full((batch, 2 * self.cell_size), -math.inf, dtype=self._sum_dtype(like))
+        self._bias = like.new_full((batch, 2 * self.cell_size), -math.inf, dtype=sum_dtype(like))
 
     # ------------------------------------------------------------------ tokens
 

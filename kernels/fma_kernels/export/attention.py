@@ -12,6 +12,7 @@ from torch import Tensor
 from ..cells import token_counts
 from ..checks import require
 from ..hierarchy import Hierarchy
+from ..precision import sum_dtype
 from .tables import UNREAD, PassTables, bias_of_keys, carry_tables, constant, gather, summary_tables, token_tables
 
 
@@ -45,13 +46,13 @@ def attend(
     query = query * scale
     if mask is not None:  # whatever is there: no number outweighs the bias of what is not read
         key, value = (x.masked_fill(mask[:, None, :, None], 0) for x in (key, value))
-    none = query.new_empty(0, dtype=_wide(query))
+    none = query.new_empty(0, dtype=sum_dtype(query))
     counts = None if mask is None else _counts(mask, hierarchy, far_key is not None)
     if far_query is None:
         far = far_key is not None
         keys, values = (torch.cat([key, far_key], 2), torch.cat([value, far_value], 2)) if far else (key, value)
         tables = constant(token_tables, hierarchy, far)
-        bias = _bias(tables, counts, hierarchy, far, True, group_bias, _wide(query))
+        bias = _bias(tables, counts, hierarchy, far, True, group_bias, sum_dtype(query))
         logits = _logits(query, keys, tables, bias)
         out, lse = _read(logits, values, tables.keys)
     else:
@@ -59,7 +60,7 @@ def attend(
         far_counts = None if counts is None else counts[:, hierarchy.num_tokens :]
         far_out, far_lse = _far(far_query * scale, far_key, far_value, far_counts, hierarchy, group_bias)
         near_counts = None if counts is None else counts[:, : hierarchy.num_tokens]
-        bias = _bias(tables, near_counts, hierarchy, False, True, group_bias, _wide(query))
+        bias = _bias(tables, near_counts, hierarchy, False, True, group_bias, sum_dtype(query))
         # What comes from the query summaries joins the near keys: as keys of zeros, whose bias is its log-sum-exp. So
         # nothing as large as the logits is put together.
         rows = torch.full_like(carries.rows, hierarchy.num_tokens)
@@ -83,7 +84,7 @@ def _far(
 ) -> tuple[Tensor, Tensor]:
     """Results of the query summaries of all levels, (B, H, S, d) and (B, H, S, 1)."""
     tables = constant(summary_tables, hierarchy)
-    bias = _bias(tables, counts, hierarchy, True, False, group_bias, _wide(query))
+    bias = _bias(tables, counts, hierarchy, True, False, group_bias, sum_dtype(query))
     results = _read(_logits(query, key, tables, bias), value, tables.keys)
     return tuple(_in_order(x, tables) for x in results)
 
@@ -91,7 +92,7 @@ def _far(
 def _logits(query: Tensor, keys: Tensor, tables: PassTables, bias: Tensor | None) -> Tensor:
     """(B, H, cells, T, K) in float32 or better, of queries that were multiplied by the scale."""
     logits = gather(query, tables.queries) @ gather(keys, tables.keys).mT
-    logits = logits.to(_wide(logits))
+    logits = logits.to(sum_dtype(logits))
     if bias is not None:
         logits = logits + bias
     return logits if tables.future is None else logits + tables.future.to(logits.dtype)
@@ -131,7 +132,3 @@ def _counts(mask: Tensor, hierarchy: Hierarchy, far: bool) -> Tensor:
     """Tokens that each key stands for: (B, N), or (B, N + S) with summaries, float32."""
     counts = (~mask).to(torch.float32)
     return torch.cat([counts, token_counts(hierarchy, mask.device, mask)], 1) if far else counts
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

@@ -13,9 +13,8 @@ from torch import Tensor
 from ..checks import require, require_like
 from ..hierarchy import Hierarchy
 from ..modules import CoreAttention
-
-#: Bias of a row that is not read.
-_UNREAD = -1e30
+from ..precision import sum_dtype
+from .tables import UNREAD
 
 
 class DecodingStep:
@@ -71,7 +70,7 @@ class DecodingStep:
         shape = (batch, 2, core.num_heads)
         state = dict(tokens=like.new_zeros(*shape, 2 * self.cell_size, core.head_dim))
         if levels:
-            wide = torch.promote_types(like.dtype, torch.float32)
+            wide = sum_dtype(like)
             state["far"] = like.new_zeros(*shape, levels, 2 * p, core.head_dim)
             state["latest"] = like.new_zeros(*shape, levels, p, core.head_dim, dtype=wide)
             if self.direct:
@@ -104,8 +103,8 @@ class DecodingStep:
         tokens = torch.where((place == slot)[:, None], new, state["tokens"])
         own = place // m == slot // m
         readable = (own & (place <= slot)) | (~own & (position >= m))  # onnxruntime chooses between no booleans
-        wide = torch.promote_types(query.dtype, torch.float32)
-        bias = torch.zeros(2 * m, dtype=wide, device=device).masked_fill(~readable, _UNREAD)
+        wide = sum_dtype(query)
+        bias = torch.zeros(2 * m, dtype=wide, device=device).masked_fill(~readable, UNREAD)
         rows = tokens
         if self.num_levels:
             rows = torch.cat([tokens, state["far"].flatten(3, 4)], 3)
@@ -133,7 +132,7 @@ class DecodingStep:
         odd = cell % 2 == 1
         both = torch.stack([cell >= torch.where(odd, 3, 2), odd & (cell >= 3)], 1)  # (L, 2)
         logs = (widths.to(dtype) / self.rank).log()[:, None] if self.attention.group_bias else 0.0
-        bias = torch.where(both, logs, _UNREAD).to(dtype)
+        bias = torch.where(both, logs, UNREAD).to(dtype)
         return bias.repeat_interleave(self.rank, 1).flatten()
 
     def _far_state(

@@ -24,7 +24,7 @@ def fold_constants(module: fx.GraphModule) -> None:
     with torch.no_grad():
         for node in module.graph.nodes:
             if node.op == "get_attr":
-                value = _attribute(module, node.target)
+                value = operator.attrgetter(node.target)(module)
                 if isinstance(value, Tensor):
                     values[node] = value.detach()
             elif _is_function(node) and all(x in values for x in node.all_input_nodes):
@@ -34,12 +34,8 @@ def fold_constants(module: fx.GraphModule) -> None:
                     values[node] = value
                     folded.append(node)
     made = set(folded)
-    number = 0
-    for node in folded:
-        if all(user in made for user in node.users):
-            continue
+    for number, node in enumerate([node for node in folded if not made.issuperset(node.users)]):
         name = f"folded_{number}"
-        number += 1
         module.register_buffer(name, values[node].clone(memory_format=torch.contiguous_format))
         with module.graph.inserting_before(node):
             constant = module.graph.get_attr(name)
@@ -69,10 +65,3 @@ def _is_constant(value: object) -> bool:
 
 def _numbers(value: Tensor | Sequence[Tensor]) -> int:
     return value.numel() if isinstance(value, Tensor) else sum(x.numel() for x in value)
-
-
-def _attribute(module: fx.GraphModule, target: str) -> object:
-    found = module
-    for name in target.split("."):
-        found = getattr(found, name)
-    return found

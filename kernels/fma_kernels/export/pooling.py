@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backends.pooling_tables import Pyramid
+from ..backends.pooling_tables import Pyramid, summary_sizes
 from ..backends.torch.pooling import output_shape
 from ..cells import token_counts
 from ..hierarchy import Hierarchy
 from .attention import attend
-from .tables import constant, gather, pool_tables, scale_of_summaries, sizes_of_summaries, summary_order
+from .tables import CPU, constant, gather, pool_tables, scale_of_summaries, summary_order
 
 
 def pool(
@@ -61,7 +61,7 @@ def _scale(pyramid: Pyramid, mask: Tensor | None, dtype: torch.dtype) -> Tensor 
     if mask is None:
         return constant(scale_of_summaries, pyramid.hierarchy, dtype)
     counts = token_counts(pyramid.hierarchy, mask.device, mask)
-    return (constant(sizes_of_summaries, pyramid.hierarchy).to(dtype) / counts.clamp(min=1))[:, None, :, None]
+    return (constant(summary_sizes, pyramid.hierarchy, CPU).to(dtype) / counts.clamp(min=1))[:, None, :, None]
 
 
 def fma(
@@ -130,4 +130,4 @@ def summary_counts(
     hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
     if mask is not None:
         return token_counts(hierarchy, mask.device, mask)
-    return constant(token_counts, hierarchy, torch.device("cpu"))
+    return constant(token_counts, hierarchy, CPU)

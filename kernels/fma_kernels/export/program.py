@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +18,10 @@ from ..backends.selection import exporting
 from ..checks import require
 from . import attention, pooling
 from .folding import fold_constants
+from .packages import require_onnx
 
 #: Opset of ONNX files; what the translator of PyTorch writes and what runtimes of the last years read.
 OPSET = 20
-#: Packages that write ONNX files, of the extra ``export``.
-WRITERS = ("onnx", "onnxscript")
 
 
 def decompositions() -> dict[Any, Callable]:
@@ -104,22 +102,15 @@ def save_onnx(
         ValueError: the file would be larger than the 2 GiB that ONNX allows.
     """
     require_onnx()
+    size = sum(x.nbytes for x in program.state_dict.values())
+    require(size < 2**31, "model", f"{size / 2**30:.1f} GiB of weights", "less than 2 GiB, the limit of ONNX files")
     with _quiet():
         written = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=list(outputs),
             verbose=False,
         )  # fmt: skip
-    size = sum(x.nbytes for x in program.state_dict.values())
-    require(size < 2**31, "model", f"{size / 2**30:.1f} GiB of weights", "less than 2 GiB, the limit of ONNX files")
     written.model.metadata_props.update(metadata or {})
     written.save(path, external_data=False)
-
-
-def require_onnx() -> None:
-    """Raise ``ImportError`` unless the packages that write ONNX files are installed."""
-    missing = [name for name in WRITERS if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"{' and '.join(missing)} not installed: expected fma-mm[export] for ONNX files")
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checks import require
+from .packages import require_onnxruntime
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -23,8 +23,7 @@ def open_onnx(path: Path | str, threads: int = 1) -> InferenceSession:
         ImportError: onnxruntime is not installed.
         ValueError: there is no such file, or onnxruntime cannot read it.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise ImportError("onnxruntime not installed: expected fma-mm[export] to run ONNX files")
+    require_onnxruntime()
     import onnxruntime
 
     require(Path(path).is_file(), "path", str(path), "an ONNX file")

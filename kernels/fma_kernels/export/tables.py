@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..backends.level_pass import LevelPass
-from ..backends.pooling_tables import Pyramid
+from ..backends.pooling_tables import Pyramid, summary_sizes
 from ..backends.pooling_tables import tables as pooling_tables
 from ..backends.row_tables import query_rows, summary_rows
 from ..backends.torch.geometry import sub_block_of_query
@@ -22,7 +22,8 @@ from ..hierarchy import EMPTY, Hierarchy
 #: summaries of a cell whose interaction list is empty.
 UNREAD = -1e30
 
-_CPU = torch.device("cpu")
+#: Where constants of a program lie.
+CPU = torch.device("cpu")
 
 
 def constant(table: Callable[..., Tensor | NamedTuple | None], *args) -> Tensor | NamedTuple | None:
@@ -168,7 +169,7 @@ def bias_of_keys(hierarchy: Hierarchy, far: bool, tokens: bool, group_bias: bool
     tables = token_tables(hierarchy, far) if tokens else summary_tables(hierarchy)
     bias = tables.unread.to(dtype)
     if far and group_bias:
-        logs = token_counts(hierarchy, _CPU)[0].to(dtype).clamp(min=1).log()
+        logs = token_counts(hierarchy, CPU)[0].to(dtype).clamp(min=1).log()
         logs = torch.cat([logs.new_zeros(hierarchy.num_tokens), logs]) if tokens else logs
         bias = torch.where(bias == 0, logs[tables.keys][:, None], bias)
     return bias if bool((bias != 0).any()) else None
@@ -189,7 +190,7 @@ class PoolTables(NamedTuple):
 @cached
 def pool_tables(pyramid: Pyramid, level: int) -> PoolTables:
     """The inputs of the cells of one level."""
-    made = pooling_tables(pyramid, _CPU)
+    made = pooling_tables(pyramid, CPU)
     if level == 1:
         rows = made.tokens.long()
     else:
@@ -206,7 +207,7 @@ def pool_tables(pyramid: Pyramid, level: int) -> PoolTables:
 @cached
 def _order(pyramid: Pyramid) -> Tensor:
     """Place of each summary among those of all cells: (S,) int64."""
-    rows = pooling_tables(pyramid, _CPU).rows.long().flatten()
+    rows = pooling_tables(pyramid, CPU).rows.long().flatten()
     return torch.empty_like(rows).scatter_(0, rows, torch.arange(len(rows)))
 
 
@@ -218,12 +219,5 @@ def summary_order(pyramid: Pyramid) -> Tensor | None:
 
 def scale_of_summaries(hierarchy: Hierarchy, dtype: torch.dtype) -> Tensor | None:
     """Factor of the sum of every summary where no token is masked: (S, 1); None where all are 1."""
-    scale = sizes_of_summaries(hierarchy).to(dtype) / token_counts(hierarchy, _CPU)[0].clamp(min=1)
+    scale = summary_sizes(hierarchy, CPU).to(dtype) / token_counts(hierarchy, CPU)[0].clamp(min=1)
     return None if bool((scale == 1).all()) else scale[:, None]
-
-
-@cached
-def sizes_of_summaries(hierarchy: Hierarchy) -> Tensor:
-    """Size of the sub-block of every summary in tokens: (S,) float32."""
-    sizes = [float(hierarchy.cell_width(level) // hierarchy.rank) ** hierarchy.ndim for level in hierarchy.levels]
-    return torch.tensor(sizes).repeat_interleave(torch.tensor(hierarchy.level_sizes))

@@ -13,6 +13,7 @@ from ..backends.cpp import attention as cpp_attention
 from ..backends.level_pass import LevelPass, Options
 from ..backends.torch import attention as torch_attention
 from ..hierarchy import Hierarchy
+from ..precision import sum_dtype
 from .forward_mode import refuse_forward_mode
 
 
@@ -222,7 +223,7 @@ def empty_levels(query: Tensor, hierarchy: Hierarchy | None) -> tuple[Tensor, Te
         query: the tokens, (B, H, N, d).
         hierarchy: geometry of the levels; None: there are none.
     """
-    dtype = torch.promote_types(query.dtype, torch.float32)
+    dtype = sum_dtype(query)
     size = 0 if hierarchy is None else query.shape[0] * query.shape[1] * hierarchy.num_summaries
     return query.new_empty(size * query.shape[-1], dtype=dtype), query.new_empty(size, dtype=dtype)
 
@@ -238,7 +239,7 @@ def _levels(hierarchy: Hierarchy, out: Tensor, lse: Tensor, query: Tensor) -> It
 
 @_attend.register_fake
 def _(query, key, value, far_query, far_key, far_value, mask, seed, grid, cell_size, rank, causal, *_):
-    lse = query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
+    lse = query.new_empty(query.shape[:-1], dtype=sum_dtype(query))
     hierarchy = None if far_query is None else Hierarchy.unpack(grid, cell_size, rank, causal)
     return query.new_empty(query.shape), lse, *empty_levels(query, hierarchy)
 

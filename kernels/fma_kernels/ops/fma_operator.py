@@ -15,6 +15,7 @@ from torch import Tensor
 from ..backends.level_pass import Options
 from ..backends.pooling_tables import Pyramid
 from ..hierarchy import Hierarchy
+from ..precision import sum_dtype
 from .attention import attend_backward, attend_forward, draw_seed, empty_levels
 from .forward_mode import refuse_forward_mode
 from .pooling import pool_backward, pool_forward
@@ -173,7 +174,7 @@ def _empty_summaries(
 def _(query, key, value, query_weight, *args):
     geometry, keep = args[7:11], args[-2]
     hierarchy = Hierarchy.unpack(*geometry)
-    lse = query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
+    lse = query.new_empty(query.shape[:-1], dtype=sum_dtype(query))
     levels = empty_levels(query, None if query_weight is None else hierarchy)
     summaries, sums = _empty_summaries(query, query_weight, hierarchy, keep)
     return query.new_empty(query.shape), lse, *levels, summaries if keep else summaries.new_empty(0), sums

@@ -13,10 +13,9 @@ import torch
 from fairseq import checkpoint_utils, utils
 from torch import Tensor
 
-from fma_kernels.checks import require
-from fma_kernels.export import export_program, open_onnx, require_onnx, save_onnx
+from fma_kernels.export import export_program, open_onnx, require_onnx, require_onnxruntime, save_onnx
 
-from ..onnx_files import difference, operators
+from ..onnx_files import difference, operators, removed_on_failure, require_difference
 from .onnx_generation import LENGTH, SYMBOLS, steps
 from .recipes import plugin
 
@@ -46,6 +45,7 @@ def export_language_model(
         ValueError: the model cannot be exported, or the file differs from it.
     """
     require_onnx()
+    require_onnxruntime()
     logging.getLogger().setLevel(logging.WARNING)  # fairseq turns every library's messages on
     utils.import_user_module(Namespace(user_dir=str(plugin())))
     from lm.deployment import DeployedLanguageModel, DeployedStep  # the plugin is a module of fairseq first
@@ -58,19 +58,18 @@ def export_language_model(
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(dictionary.nspecial, len(dictionary), (batch, length), generator=generator)
     whole = DeployedLanguageModel(model, length)
-    start = time.perf_counter()
+    deployed, args, inputs, outputs = whole, (tokens,), ["tokens"], ["logits"]
     if step:
         deployed = DeployedStep(model, length)
         state = deployed.empty_state(batch)
-        program = export_program(deployed, (tokens[:, 0], torch.tensor(0), state))
-        names = deployed.state_names
-        inputs = ["token", "position", *names]
-        save_onnx(program, out, inputs=inputs, outputs=["logits", *(f"next_{x}" for x in names)], metadata=metadata)
-    else:
-        program = export_program(whole, (tokens,))
-        save_onnx(program, out, inputs=["tokens"], outputs=["logits"], metadata=metadata)
-    seconds = time.perf_counter() - start
-    try:
+        args = (tokens[:, 0], torch.tensor(0), state)
+        inputs = ["token", "position", *deployed.state_names]
+        outputs += [f"next_{name}" for name in deployed.state_names]
+    start = time.perf_counter()
+    program = export_program(deployed, args)
+    with removed_on_failure(out):
+        save_onnx(program, out, inputs=inputs, outputs=outputs, metadata=metadata)
+        seconds = time.perf_counter() - start
         session = open_onnx(out)
         with torch.no_grad():
             wanted = whole(tokens)
@@ -81,10 +80,7 @@ def export_language_model(
         else:
             found = torch.from_numpy(session.run(None, {"tokens": tokens.numpy()})[0])
         largest = difference(found, wanted)
-        require(largest <= tolerance, "difference", largest, f"at most {tolerance:g} of the largest logit")
-    except ValueError:
-        out.unlink()
-        raise
+        require_difference(largest, tolerance, "logit")
     return "\n".join(
         [
             f"{out}: {out.stat().st_size / 2**20:.1f} MiB, written in {seconds:.1f} s",

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...cells import from_cells, to_cells, to_coarser_level, to_finer_level
+from ...precision import sum_dtype
 from ..level_pass import LevelPass, Options
 from .chunks import Scratch, chunk_size, head_groups
 from .geometry import bias, sub_block_of_query, tables
@@ -145,7 +146,7 @@ class _BlockCall:
 
 
 def _scratch(query: Tensor) -> Scratch:
-    return Scratch(torch.promote_types(query.dtype, torch.float32), query.device)
+    return Scratch(sum_dtype(query), query.device)
 
 
 def _head_groups(query: Tensor) -> Iterator[tuple[slice, slice]]:
