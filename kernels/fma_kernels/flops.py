@@ -16,28 +16,35 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import ops  # noqa: F401  defines the operators
 from .hierarchy import Hierarchy
+from .slab import Slab
 
 
-def near_pairs(hierarchy: Hierarchy) -> int:
-    """Number of (query token, key token) pairs whose level-1 cells touch; without the later keys if causal."""
-    tokens = _tokens(hierarchy, 1)
+def near_pairs(hierarchy: Hierarchy, slab: Slab | None = None) -> int:
+    """Number of (query token, key token) pairs whose level-1 cells touch; without the later keys if causal.
+
+    Args:
+        hierarchy: geometry.
+        slab: count the queries of one rank alone.
+    """
+    queries, keys = _query_tokens(hierarchy, 1, slab), _tokens(hierarchy, 1)
     if hierarchy.causal:
-        return _before(tokens[0], tokens[0]) + sum(n * (n + 1) // 2 for n in tokens[0])
-    return math.prod(_touching(n, n) for n in tokens)
+        return _before(queries[0], keys[0]) + sum(n * (n + 1) // 2 for n in queries[0])
+    return math.prod(_touching(q, k) for q, k in zip(queries, keys, strict=True))
 
 
-def far_pairs(hierarchy: Hierarchy, level: int, summarised_queries: bool = False) -> int:
+def far_pairs(hierarchy: Hierarchy, level: int, summarised_queries: bool = False, slab: Slab | None = None) -> int:
     """Number of (query, summary) pairs of one level.
 
     Args:
         hierarchy: geometry.
         level: far level, 1 or more.
         summarised_queries: count the pairs of query summaries instead of those of query tokens.
+        slab: count the query tokens of one rank alone; every rank works on all query summaries.
 
     Returns:
         The pairs over the interaction lists; summaries that stand for no token are read by none and read nothing.
     """
-    queries = _sub_blocks(hierarchy, level) if summarised_queries else _tokens(hierarchy, level)
+    queries = _sub_blocks(hierarchy, level) if summarised_queries else _query_tokens(hierarchy, level, slab)
     keys = _sub_blocks(hierarchy, level)
     if hierarchy.causal:  # the cells of the parent before, but for those that touch
         (q,), (k,) = queries, keys
@@ -46,16 +53,20 @@ def far_pairs(hierarchy: Hierarchy, level: int, summarised_queries: bool = False
     return in_touching_parents - math.prod(_touching(q, k) for q, k in zip(queries, keys, strict=True))
 
 
-def attend_pairs(hierarchy: Hierarchy, *, summarised_queries: bool = False, near_only: bool = False) -> int:
+def attend_pairs(
+    hierarchy: Hierarchy, *, summarised_queries: bool = False, near_only: bool = False, slab: Slab | None = None
+) -> int:
     """Number of pairs that :func:`fma_kernels.ops.attend` reads, per sequence and head.
 
     Args:
         hierarchy: geometry.
         summarised_queries: whether queries have summaries as well (FMA-linear).
         near_only: whether there are no summaries.
+        slab: count the work of one rank alone.
     """
     levels = () if near_only else hierarchy.levels
-    return near_pairs(hierarchy) + sum(far_pairs(hierarchy, level, summarised_queries) for level in levels)
+    far = sum(far_pairs(hierarchy, level, summarised_queries, slab) for level in levels)
+    return near_pairs(hierarchy, slab) + far
 
 
 # Numbers of level cells are given along each axis; that of a cell of the grid is the product over the axes.
@@ -65,6 +76,16 @@ def _tokens(hierarchy: Hierarchy, level: int) -> list[list[int]]:
     """Tokens of each cell, partial ones at the far edge."""
     width = hierarchy.cell_width(level)
     return [[min(width, n - start) for start in range(0, n, width)] for n in hierarchy.grid]
+
+
+def _query_tokens(hierarchy: Hierarchy, level: int, slab: Slab | None) -> list[list[int]]:
+    """As :func:`_tokens`; with a slab, its own tokens alone."""
+    tokens = _tokens(hierarchy, level)
+    if slab:
+        own, width = slab.extent, hierarchy.cell_width(level)
+        cells = (range(i * width, (i + 1) * width) for i in range(len(tokens[0])))
+        tokens[0] = [max(0, min(cell.stop, own.stop) - max(cell.start, own.start)) for cell in cells]
+    return tokens
 
 
 def _sub_blocks(hierarchy: Hierarchy, level: int) -> list[list[int]]:
@@ -91,18 +112,25 @@ def _touching(queries: Sequence[int], keys: Sequence[int]) -> int:
 
 
 def _attend_product(
-    query: Sequence[int], far_query: Sequence[int] | None, far_key: Sequence[int] | None, geometry: tuple
+    query: Sequence[int],
+    far_query: Sequence[int] | None,
+    far_key: Sequence[int] | None,
+    geometry: tuple,
+    slab: Sequence[int] = (),
 ) -> int:
     """FLOPs of one of the products of an attention: one of length d for every pair."""
     batch, heads, _, dim = query
     hierarchy = Hierarchy.unpack(*geometry[:4])
-    pairs = attend_pairs(hierarchy, summarised_queries=far_query is not None, near_only=far_key is None)
+    pairs = attend_pairs(
+        hierarchy, summarised_queries=far_query is not None, near_only=far_key is None,
+        slab=Slab(hierarchy, *slab) if slab else None,
+    )  # fmt: skip
     return 2 * batch * heads * dim * pairs
 
 
 @register_flop_formula(torch.ops.fma_kernels.attend)
 def _attend(query, key, value, far_query, far_key, far_value, mask, seed, *geometry, **_) -> int:
-    return 2 * _attend_product(query, far_query, far_key, geometry)  # with the keys, with the values
+    return 2 * _attend_product(query, far_query, far_key, geometry, geometry[4])  # with the keys, with the values
 
 
 @register_flop_formula(torch.ops.fma_kernels.attend_backward)
@@ -110,7 +138,7 @@ def _attend_backward(
     grad_out, grad_lse, out, lse, far_out, far_lse,
     query, key, value, far_query, far_key, far_value, mask, seed, *geometry, **_,
 ) -> int:  # fmt: skip
-    return 5 * _attend_product(query, far_query, far_key, geometry)  # the logits again, and four gradients
+    return 5 * _attend_product(query, far_query, far_key, geometry, geometry[4])  # logits again, and four gradients
 
 
 def _pools_product(tokens, query_weight: Sequence[int] | None, geometry: tuple) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from .hierarchy import Hierarchy
 from .packing import attend_packed, resolve_grids
 from .precision import sum_dtype
 from .summaries import SummaryBasis, aggregate, cell_weights
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def fma(
@@ -48,6 +51,7 @@ def fma(
     dropout_p: float = 0.0,
     return_lse: bool = False,
     backend: str = "auto",
+    group: ProcessGroup | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Fast Multipole Attention in one call (arXiv 2310.11960): makes the summaries, and attends.
 
@@ -69,6 +73,10 @@ def fma(
             summaries of ``direct`` bases are always made by PyTorch; the attention still uses ``backend``.
         near_only: read the near field alone: no summaries, and no bases.
         return_lse: return the log-sum-exp of the logits as well.
+        group: ranks over which the tokens are split, as :func:`fma_kernels.distributed.shard` cuts them. Tensors are
+            those of this rank's tokens; ``grid`` is that of all together, which None takes for a sequence. The ranks
+            compare their arguments first, and where one is wrong all of them raise. No global tokens, ``cu_seqlens``
+            and ``grids``; not with ``"reference"``. Gradients of bases are parts that have to be added over ranks.
 
     Returns:
         (B, H, G + N, d) in the dtype of ``query``; with ``return_lse`` also (B, H, G + N), as :func:`fma_attention`.
@@ -82,6 +90,18 @@ def fma(
         torch.Size([1, 8, 16384, 64])
     """
     refuse_jit_trace()
+    if group is not None and group.size() > 1:
+        from .distributed.attention import Call, attend
+
+        call = Call(
+            query=query, key=key, value=value, cell_size=cell_size, rank=rank, grid=grid,
+            packed=cu_seqlens is not None or grids is not None, causal=causal, key_basis=key_basis,
+            value_basis=value_basis, query_basis=query_basis, scale=scale, group_bias=group_bias, near_only=near_only,
+            key_padding_mask=key_padding_mask, num_global_tokens=num_global_tokens, dropout_p=dropout_p,
+            backend=backend,
+        )  # fmt: skip
+        out, lse, _ = attend(call, group)
+        return (out, lse) if return_lse else out
     require(query.ndim == 4, "query.shape", tuple(query.shape), "four dimensions (B, H, N, d)")
     require_num_global_tokens(num_global_tokens, causal)
     if cu_seqlens is not None or grids is not None:
@@ -111,7 +131,7 @@ def fma(
     for name, basis in bases.items():
         require(basis is None or not near_only, name, basis, "None with near_only=True")
         require(basis is None or isinstance(basis, SummaryBasis), name, basis, "a SummaryBasis or None")
-    query, key, value = _autocast(query, key, value)
+    query, key, value = in_autocast_dtype(query, key, value)
     _check(query, key, value, hierarchy, key_padding_mask, num_global_tokens, dropout_p, backend)
     options = dict(scale=scale, group_bias=group_bias, key_padding_mask=key_padding_mask, dropout_p=dropout_p)
     options.update(num_global_tokens=num_global_tokens, return_lse=return_lse, backend=backend)
@@ -123,7 +143,7 @@ def fma(
 
     bases = (query_basis, key_basis or mean(key), value_basis or mean(value))
     tokens = [_of_grid(x, num_global_tokens) for x in (query, key, value)]
-    work, scale = _choose(query, dropout_p, backend), _scale(query, scale)
+    work, scale = choose_backend(query, dropout_p, backend), scale_of(query, scale)
     fused = work not in ("torch", "reference") and all(basis is None or basis.kind != "direct" for basis in bases)
     if hierarchy.num_levels and fused:
         weights = [
@@ -219,7 +239,7 @@ def fma_attention(
         ValueError: an argument is outside of what is stated above; the message names it.
     """
     given = (query, key, value, query_summaries, key_summaries, value_summaries)
-    query, key, value, *summaries = _autocast(*given)
+    query, key, value, *summaries = in_autocast_dtype(*given)
     _check(query, key, value, hierarchy, key_padding_mask, num_global_tokens, dropout_p, backend)
     for name, x in zip(("query_summaries", "key_summaries", "value_summaries"), summaries, strict=True):
         if x is None:
@@ -253,14 +273,14 @@ def _attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`fma_attention` of arguments that have been checked, in the dtype of autocast."""
     summaries = (query_summaries, key_summaries, value_summaries)
-    scale = _scale(query, scale)
+    scale = scale_of(query, scale)
     if backend == "reference":
         out, lse = reference.attention(
             query, key, value, *summaries, hierarchy, scale=scale, group_bias=group_bias, mask=key_padding_mask,
             num_global_tokens=num_global_tokens, dropout_p=dropout_p,
         )  # fmt: skip
         return (out, lse.to(sum_dtype(lse))) if return_lse else out
-    backend = _choose(query, dropout_p, backend)
+    backend = choose_backend(query, dropout_p, backend)
     if hierarchy.num_levels == 0:
         if not return_lse:
             return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
@@ -309,11 +329,13 @@ def _of_grid(x: Tensor, num_global_tokens: int) -> Tensor:
     return x[:, :, num_global_tokens:] if num_global_tokens else x
 
 
-def _scale(query: Tensor, scale: float | None) -> float:
+def scale_of(query: Tensor, scale: float | None) -> float:
+    """The factor of the products; by default 1 / sqrt(d)."""
     return query.shape[-1] ** -0.5 if scale is None else float(scale)
 
 
-def _choose(query: Tensor, dropout_p: float, backend: str) -> str:
+def choose_backend(query: Tensor, dropout_p: float, backend: str) -> str:
+    """The backend that runs the attention, ``"reference"`` if that is asked for."""
     if backend == "reference":
         return backend
     return choose("fma_attention", backend, query, cpp="attention weights are dropped" if dropout_p else None)
@@ -365,7 +387,7 @@ def _readable(mask: Tensor, length: int, causal: bool = False) -> Tensor:
     return readable & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() if causal else readable
 
 
-def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+def in_autocast_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
     """Under ``torch.autocast``, the inputs in its dtype, as PyTorch's own attention takes them."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from .functional import fma
 from .hierarchy import Hierarchy
 from .packing import resolve_grids
 from .summaries import SummaryBasis
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 #: The attentions of the modules by name: all tokens, the near field alone, FMA, FMA with summarised queries, and none.
 ATTENTIONS = ("full", "near", "fma", "fma_linear", "none")
@@ -71,6 +75,7 @@ class CoreAttention(nn.Module):
         self.attention, self.basis_kind = attention, basis_kind
         self.scale, self.group_bias, self.backend = scale, group_bias, backend
         self.num_global_tokens = num_global_tokens
+        self.group, self.check_ranks = None, True
 
         def basis(causal_queries: bool = False) -> SummaryBasis:
             return SummaryBasis(
@@ -110,6 +115,11 @@ class CoreAttention(nn.Module):
         Raises:
             ValueError: the shapes do not fit together.
         """
+        if self.group is not None:
+            return self._over_ranks(
+                query, key, value, grid=grid, packed=cu_seqlens is not None or grids is not None,
+                key_padding_mask=key_padding_mask, dropout_p=dropout_p,
+            )  # fmt: skip
         if cu_seqlens is None and grids is None:
             grid = self.resolve_grid(query.shape[-2], grid)
             shapes, places = [grid], dict(grid=grid)
@@ -129,12 +139,38 @@ class CoreAttention(nn.Module):
             near_only=self.attention in ("full", "near"), key_padding_mask=key_padding_mask,
             num_global_tokens=self.num_global_tokens, dropout_p=dropout_p, **cells,
         )  # fmt: skip
+        hierarchies = [Hierarchy(shape, self.cell_size, self.rank, causal=self.causal) for shape in shapes]
+        return self._with_unread(out, max(hierarchies, key=lambda hierarchy: hierarchy.num_levels))
+
+    def _over_ranks(self, query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
+        """:meth:`forward` of the tokens of this rank among those of all ranks of the group."""
+        from .distributed.attention import Call, attend
+
+        if self.attention == "none":
+            return value
+        call = Call(
+            query=query, key=key, value=value, cell_size=self.cell_size, rank=self.rank, ndim=self.ndim,
+            causal=self.causal, key_basis=self.key_basis, value_basis=self.value_basis, query_basis=self.query_basis,
+            scale=self.scale, group_bias=self.group_bias, near_only=self.attention == "near", backend=self.backend,
+            **arguments,
+        )  # fmt: skip
+        out, _, hierarchy = attend(call, self.group, check=self.check_ranks)
+        return self._with_unread(out, hierarchy)
+
+    def _with_unread(self, out: Tensor, hierarchy: Hierarchy) -> Tensor:
         if not torch.is_grad_enabled():
             return out
-        hierarchies = [Hierarchy(shape, self.cell_size, self.rank, causal=self.causal) for shape in shapes]
-        hierarchy = max(hierarchies, key=lambda hierarchy: hierarchy.num_levels)
         unread = [parameter for basis in self._bases() for parameter in basis.unread(hierarchy)]
         return _WithUnread.apply(out, *unread) if unread else out
+
+    def context_parallel(self, group: ProcessGroup, *, check: bool = True) -> None:
+        """Split the tokens over ranks from now on; see :class:`fma_kernels.distributed.FMAContextParallel`.
+
+        Args:
+            group: the ranks. With a single one nothing changes.
+            check: compare the arguments of all ranks at every call.
+        """
+        self.group, self.check_ranks = (group, check) if group.size() > 1 else (None, True)
 
     def resolve_grid(self, length: int, grid: Sequence[int] | None) -> tuple[int, ...]:
         """The grid of ``length`` tokens, global ones included: the given one, or that of a sequence.
@@ -299,7 +335,7 @@ class FMAttention(nn.Module):
         """
         refuse_jit_trace()
         require(x.ndim == 3, "x.shape", tuple(x.shape), "three dimensions (B, N, C)")
-        if cu_seqlens is None and grids is None:
+        if cu_seqlens is None and grids is None and self.attention.group is None:
             grid, count = self.attention.resolve_grid(x.shape[1], grid), self.attention.num_global_tokens
             plus = f" and {count} global ones" if count else ""
             expected = f"the {math.prod(grid)} tokens of {grid}{plus}"

@@ -207,7 +207,7 @@ def aggregate(
     require(isinstance(hierarchy, Hierarchy), "hierarchy", hierarchy, "a Hierarchy")
     require(isinstance(basis, SummaryBasis), "basis", basis, "a SummaryBasis")
     require_tokens("x", x, hierarchy.grid)
-    _check_basis(basis, x, hierarchy, queries)
+    check_basis(basis, x, hierarchy, queries)
     require_mask(key_padding_mask, x)
     require(backend in BACKENDS, "backend", backend, f"one of {', '.join(BACKENDS)}")
     direct = "every level of a direct basis has weights of its own for every token" if basis.kind == "direct" else None
@@ -225,20 +225,48 @@ def aggregate(
 def _aggregate_by_axis(x: Tensor, basis: SummaryBasis, hierarchy: Hierarchy, key_padding_mask: Tensor | None) -> Tensor:
     """Level by level, and in a level axis by axis."""
     tokens = pad_to(x.unflatten(2, hierarchy.grid), [n * hierarchy.cell_size for n in hierarchy.cell_grid(1)])
-    levels, below = [], tokens
-    for level in hierarchy.levels:
-        if level > 1:
-            below = tokens if basis.kind == "direct" else levels[-1]
-            unit = hierarchy.cell_width(level) if basis.kind == "direct" else 2 * hierarchy.rank
-            below = pad_to(below, [n * unit for n in hierarchy.cell_grid(level)])
+    sums = [_pool(tokens, basis, hierarchy, 1)]
+    if basis.kind == "direct":
+        for level in hierarchy.levels[1:]:
+            tokens = pad_to(tokens, [n * hierarchy.cell_width(level) for n in hierarchy.cell_grid(level)])
+            sums.append(_pool(tokens, basis, hierarchy, level))
+    else:
+        sums += sums_above(sums[0], basis, hierarchy)
+    return summaries_of_sums(sums, basis, hierarchy, key_padding_mask).to(x.dtype)
+
+
+def sums_above(lowest: Tensor, basis: SummaryBasis, hierarchy: Hierarchy) -> list[Tensor]:
+    """Sums of the levels from 2 on, each of the sums of the level below; of bases other than ``direct``.
+
+    Args:
+        lowest: sums of level 1, (B, H, *summaries, d).
+        basis: weights.
+        hierarchy: geometry.
+
+    Returns:
+        (B, H, *summaries, d) for each level.
+    """
+    levels = [lowest]
+    for level in hierarchy.levels[1:]:
+        below = pad_to(levels[-1], [n * 2 * hierarchy.rank for n in hierarchy.cell_grid(level)])
         levels.append(_pool(below, basis, hierarchy, level))
-    levels = [level.flatten(2, -2) for level in levels]
+    return levels[1:]
+
+
+def summaries_of_sums(
+    sums: list[Tensor], basis: SummaryBasis, hierarchy: Hierarchy, key_padding_mask: Tensor | None
+) -> Tensor:
+    """The summaries (B, H, S, d) of the sums of all levels, (B, H, *summaries, d) each.
+
+    A sum is multiplied by (size of its sub-block) / (tokens of it that exist); the windows of causal queries are not.
+    """
+    levels = [level.flatten(2, -2) for level in sums]
     if not basis.causal_queries:
-        counts = summary_counts(hierarchy, x.device, key_padding_mask).to(levels[0].dtype)
+        counts = summary_counts(hierarchy, levels[0].device, key_padding_mask).to(levels[0].dtype)
         sizes = [(hierarchy.cell_width(level) // hierarchy.rank) ** hierarchy.ndim for level in hierarchy.levels]
         parts = zip(levels, sizes, counts.split(hierarchy.level_sizes, dim=1), strict=True)
         levels = [level * (size / count.clamp(min=1))[:, None, :, None] for level, size, count in parts]
-    return torch.cat(levels, dim=2).to(x.dtype)
+    return torch.cat(levels, dim=2)
 
 
 def _pool(x: Tensor, basis: SummaryBasis, hierarchy: Hierarchy, level: int) -> Tensor:
@@ -263,7 +291,7 @@ def cell_weights(
     Raises:
         ValueError: the basis belongs to another geometry.
     """
-    _check_basis(basis, x, hierarchy, queries)
+    check_basis(basis, x, hierarchy, queries)
     return _cell_weights(basis, hierarchy, x)
 
 
@@ -292,7 +320,7 @@ def _combine(a: Tensor, b: Tensor, kinds: int) -> Tensor:
     return (a * b).reshape(*lead, *(m * n for m, n in zip(a_sizes, b_sizes, strict=True)), dim)
 
 
-def _check_basis(basis: SummaryBasis, x: Tensor, hierarchy: Hierarchy, queries: bool) -> None:
+def check_basis(basis: SummaryBasis, x: Tensor, hierarchy: Hierarchy, queries: bool) -> None:
     for name in ("cell_size", "rank", "ndim"):
         expected = getattr(hierarchy, name)
         require(getattr(basis, name) == expected, f"basis.{name}", getattr(basis, name), f"{expected}, the hierarchy's")

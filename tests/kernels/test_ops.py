@@ -15,7 +15,7 @@ def test_operators_keep_their_contract(masked):
     far = [torch.randn(2, 2, hierarchy.num_summaries, 4, requires_grad=True) for _ in range(3)]
     mask = torch.rand(2, hierarchy.num_tokens) < 0.3 if masked else None
     for summaries in (far, [None, *far[1:]], [None] * 3):
-        torch.library.opcheck(ops.attention._attend, (*x, *summaries, mask, None, *h, 0.5, True, 0.0, "torch"))
+        torch.library.opcheck(ops.attention._attend, (*x, *summaries, mask, None, *h, [], 0.5, True, 0.0, "torch"))
     torch.library.opcheck(ops.pooling._summary_counts, (mask, *h, torch.device("cpu")))
     grid, weight = torch.randn(2, 2, 5, 8, 3, requires_grad=True), torch.randn(2, 2, 4, 3, requires_grad=True)
     torch.library.opcheck(ops.pooling._contract, (grid, weight, 1))

@@ -14,19 +14,24 @@ from .level_pass import LevelPass
 
 
 def query_rows(level_pass: LevelPass) -> Tensor:
-    """Rows of the queries of each query cell: (cells, T), -1 beyond the grid."""
+    """Rows of the queries of each query cell: (query cells, T), -1 beyond the grid."""
+    return all_rows(level_pass)[level_pass.own]
+
+
+def all_rows(level_pass: LevelPass) -> Tensor:
+    """Rows of the keys that are read one by one, of every cell of theirs: (cells, T), -1 beyond the grid."""
     hierarchy, level = level_pass.hierarchy, level_pass.level
     if level == 0:
-        number = torch.arange(1, hierarchy.num_tokens + 1)[None, None, :, None]  # 0 is what lies beyond the grid
-        return tokens_to_cells(number, hierarchy)[0, 0, :, :, 0] - 1
+        number = torch.arange(1, level_pass.num_keys + 1)[None, None, :, None]  # 0 is what lies beyond the grid
+        return tokens_to_cells(number, level_pass.tokens)[0, 0, :, :, 0] - 1
     shape = hierarchy.summary_grid(level)
     number = torch.arange(math.prod(shape)).view(1, 1, *shape, 1)
     return to_cells(number, hierarchy.cell_grid(level), hierarchy.rank)[0, 0, :, :, 0]
 
 
 def key_rows(level_pass: LevelPass) -> Tensor:
-    """Rows of the keys that are read one by one, as those of the queries, without summaries that stand for no token."""
-    rows, hierarchy, level = query_rows(level_pass), level_pass.hierarchy, level_pass.level
+    """:func:`all_rows` without summaries that stand for no token."""
+    rows, hierarchy, level = all_rows(level_pass), level_pass.hierarchy, level_pass.level
     if level:
         counts = token_counts(hierarchy, torch.device("cpu"))[0].split(hierarchy.level_sizes)[level - 1]
         rows = torch.where(counts[rows] > 0, rows, EMPTY)
@@ -56,8 +61,11 @@ def carry_rows(level_pass: LevelPass, device: torch.device) -> tuple[Tensor, Ten
     taken = torch.zeros((), dtype=torch.int64)
     for n, m in zip(grid, coarser, strict=True):
         taken = taken[..., None] * m + torch.arange(n) // side
-    taken = taken.flatten()
-    members = lists(taken, torch.arange(len(taken)), math.prod(coarser))
+    taken, queries = taken.flatten(), torch.arange(level_pass.num_keys)
+    if slab := level_pass.slab:
+        taken, queries = taken[slab.tokens.start : slab.tokens.stop], queries[slab.own]
+    members = lists(taken, queries, math.prod(coarser))
+    taken = torch.full((level_pass.num_keys,), EMPTY).index_copy_(0, queries, taken)
     return taken.to(device, torch.int32), members.to(device, torch.int32)
 
 
@@ -89,7 +97,7 @@ def _make_bias(level_pass: LevelPass, mask: Tensor, group_bias: bool) -> Tensor:
     hierarchy, level = level_pass.hierarchy, level_pass.level
     counts = []
     if level == 0:
-        counts.append((~mask).float())
+        counts.append((~level_pass.mask_of_tokens(mask)).float())
     if level or level_pass.far:
         far = token_counts(hierarchy, mask.device, mask)
         counts.append(far.split(hierarchy.level_sizes, 1)[level - 1] if level else far)

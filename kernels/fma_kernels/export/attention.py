@@ -29,6 +29,7 @@ def attend(
     cell_size: int,
     rank: int,
     causal: bool,
+    slab: Sequence[int],
     scale: float,
     group_bias: bool,
     dropout_p: float,
@@ -39,8 +40,9 @@ def attend(
     Products are in the dtype of the query, logits and softmax in float32 or better.
 
     Raises:
-        ValueError: ``dropout_p`` is not 0.
+        ValueError: ``dropout_p`` is not 0, or the sequence is split over ranks.
     """
+    require(not slab, "group", slab, "None for export")
     require(dropout_p == 0, "dropout_p", dropout_p, "0 for export: call eval() on the model first")
     hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
     query = query * scale

@@ -98,7 +98,7 @@ def fma(
     far_key, far_value, *rest = far
     results = attend(
         query, key, value, rest[0] if rest else far_query, far_key, far_value, mask, seed, grid, cell_size, rank,
-        causal, scale, group_bias, dropout_p, backend,
+        causal, [], scale, group_bias, dropout_p, backend,
     )  # fmt: skip
     none = results[2]
     return *results, none.to(query.dtype), none.clone()

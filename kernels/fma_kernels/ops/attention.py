@@ -14,6 +14,7 @@ from ..backends.level_pass import LevelPass, Options
 from ..backends.torch import attention as torch_attention
 from ..hierarchy import Hierarchy
 from ..precision import sum_dtype
+from ..slab import Slab
 from .forward_mode import refuse_forward_mode
 
 
@@ -31,6 +32,7 @@ def attend(
     group_bias: bool = True,
     dropout_p: float = 0.0,
     backend: str = "torch",
+    slab: Slab | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One softmax over near tokens and far summaries for every token, with the log-sum-exp of its logits.
 
@@ -44,11 +46,13 @@ def attend(
         far_query: query summaries of all levels, (B, H, S, d), or None.
         far_key, far_value: key and value summaries of all levels, (B, H, S, d), or None for both.
         hierarchy: geometry of the tokens; with summaries, one of at least one far level.
-        mask: (B, N) bool over the tokens, True = ignore.
+        mask: (B, N) bool over the tokens, True = ignore. With a slab, over those of the whole grid.
         scale: factor of the products.
         group_bias: add the logarithm of the number of tokens that a summary stands for.
         dropout_p: probability to drop a probability, 0 <= p < 1.
         backend: "torch", "cpp" or "triton"; see :func:`fma_kernels.backends.selection.choose`.
+        slab: work on the queries of a slab alone: query, key and value are the tokens of its frame, and the results of
+            queries that are not its own are undefined. Summaries are those of the whole grid.
 
     Returns:
         The output (B, H, N, d) in the dtype of the query, and the log-sum-exp (B, H, N) in float32 or better; 0 and
@@ -61,7 +65,8 @@ def attend(
     refuse_forward_mode(*(x for x in tensors if x is not None))
     seed = draw_seed(query.device) if dropout_p else None
     with torch.autocast(query.device.type, enabled=False):  # sums stay in the precision that they are made in
-        return _attend(*tensors, mask, seed, *hierarchy.pack(), scale, group_bias, dropout_p, backend)[:2]
+        part = slab.pack() if slab else []
+        return _attend(*tensors, mask, seed, *hierarchy.pack(), part, scale, group_bias, dropout_p, backend)[:2]
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -90,6 +95,7 @@ def _attend(
     cell_size: int,
     rank: int,
     causal: bool,
+    slab: Sequence[int],
     scale: float,
     group_bias: bool,
     dropout_p: float,
@@ -97,7 +103,9 @@ def _attend(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output and log-sum-exp of the tokens, then those of the query summaries, level after level, for the backward."""
     hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
-    options = Options(scale=scale, group_bias=group_bias, mask=mask, dropout_p=dropout_p, seed=seed)
+    options = Options(
+        scale=scale, group_bias=group_bias, mask=mask, dropout_p=dropout_p, seed=seed, slab=_unpack(hierarchy, slab)
+    )  # fmt: skip
     return attend_forward((query, key, value), (far_query, far_key, far_value), hierarchy, options, backend)
 
 
@@ -121,6 +129,7 @@ def _attend_backward(
     cell_size: int,
     rank: int,
     causal: bool,
+    slab: Sequence[int],
     scale: float,
     group_bias: bool,
     dropout_p: float,
@@ -128,10 +137,16 @@ def _attend_backward(
 ) -> list[Tensor]:
     """Gradients of query, key, value, then of query, key and value summaries if there are any."""
     hierarchy = Hierarchy.unpack(grid, cell_size, rank, causal)
-    options = Options(scale=scale, group_bias=group_bias, mask=mask, dropout_p=dropout_p, seed=seed)
+    options = Options(
+        scale=scale, group_bias=group_bias, mask=mask, dropout_p=dropout_p, seed=seed, slab=_unpack(hierarchy, slab)
+    )  # fmt: skip
     tokens, summaries = (query, key, value), (far_query, far_key, far_value)
     results = (out, lse, far_out, far_lse)
     return attend_backward(grad_out, grad_lse, results, tokens, summaries, hierarchy, options, backend)
+
+
+def _unpack(hierarchy: Hierarchy, slab: Sequence[int]) -> Slab | None:
+    return Slab(hierarchy, *slab) if slab else None
 
 
 #: Query, key and value; those of summaries may be None.
@@ -146,7 +161,7 @@ def attend_forward(
     far_out, far_lse = empty_levels(query, None if far_query is None else hierarchy)
     with _backend(backend, query) as work:
         if far_query is None:
-            level_pass, keys, values = _single_pass(hierarchy, key, value, far_key, far_value)
+            level_pass, keys, values = _single_pass(hierarchy, options.slab, key, value, far_key, far_value)
             return *work.forward(level_pass, query, keys, values, options), far_out, far_lse
         levels = _by_level(hierarchy, far_query, far_key, far_value)
         results = [*_levels(hierarchy, far_out, far_lse, query)]
@@ -154,7 +169,8 @@ def attend_forward(
             q, k, v = levels[level - 1]
             carry = work.forward(LevelPass(hierarchy, level, far=False), q, [k], [v], options, into=results[level - 1])
             options = options.carrying(*carry)
-        return *work.forward(LevelPass(hierarchy, 0, far=False), query, [key], [value], options), far_out, far_lse
+        level_pass = LevelPass(hierarchy, 0, far=False, slab=options.slab)
+        return *work.forward(level_pass, query, [key], [value], options), far_out, far_lse
 
 
 def attend_backward(
@@ -172,7 +188,7 @@ def attend_backward(
     (query, key, value), (far_query, far_key, far_value) = tokens, summaries
     with _backend(backend, query) as work:
         if far_query is None:
-            level_pass, keys, values = _single_pass(hierarchy, key, value, far_key, far_value)
+            level_pass, keys, values = _single_pass(hierarchy, options.slab, key, value, far_key, far_value)
             return work.backward(level_pass, grad_out, grad_lse, out, lse, query, keys, values, options)
         levels = _by_level(hierarchy, far_query, far_key, far_value)
         inputs = [(query, key, value), *levels]
@@ -180,7 +196,8 @@ def attend_backward(
         grads = []
         for level in range(hierarchy.num_levels + 1):  # fine to coarse: each passes on the gradient of what it carried
             carried = options.carrying(*by_level[level + 1]) if level < hierarchy.num_levels else options
-            (q, k, v), level_pass = inputs[level], LevelPass(hierarchy, level, far=False)
+            slab = None if level else options.slab
+            (q, k, v), level_pass = inputs[level], LevelPass(hierarchy, level, far=False, slab=slab)
             grad = work.backward(level_pass, grad_out, grad_lse, *by_level[level], q, [k], [v], carried)
             grads.append(grad[:3])
             if level < hierarchy.num_levels:
@@ -203,12 +220,17 @@ def _backend(name: str, query: Tensor) -> Iterator[ModuleType]:
 
 
 def _single_pass(
-    hierarchy: Hierarchy, key: Tensor, value: Tensor, far_key: Tensor | None, far_value: Tensor | None
+    hierarchy: Hierarchy,
+    slab: Slab | None,
+    key: Tensor,
+    value: Tensor,
+    far_key: Tensor | None,
+    far_value: Tensor | None,
 ) -> tuple[LevelPass, list[Tensor], list[Tensor]]:
     """The one pass of an attention without query summaries, its keys and its values."""
     if far_key is None:
-        return LevelPass(hierarchy, 0, far=False), [key], [value]
-    return LevelPass(hierarchy, 0, far=True), [key, far_key], [value, far_value]
+        return LevelPass(hierarchy, 0, far=False, slab=slab), [key], [value]
+    return LevelPass(hierarchy, 0, far=True, slab=slab), [key, far_key], [value, far_value]
 
 
 def _by_level(hierarchy: Hierarchy, *summaries: Tensor) -> list[tuple[Tensor, ...]]:

@@ -241,7 +241,7 @@ def test_the_operators_keep_their_contract(masked):
     far = [torch.randn(1, 2, hierarchy.num_summaries, 16, requires_grad=True) for _ in range(3)]
     mask = torch.arange(40)[None] % 3 == 0 if masked else None
     for of_levels in (far, [None, *far[1:]], [None] * 3):
-        inputs = (*x, *of_levels, mask, None, *hierarchy.pack(), 0.5, True, 0.0, "cpp")
+        inputs = (*x, *of_levels, mask, None, *hierarchy.pack(), [], 0.5, True, 0.0, "cpp")
         torch.library.opcheck(ops.attention._attend, inputs)
     weights = [w.detach().requires_grad_() for w in summaries._cell_weights(SummaryBasis(2, 16, 8, 2), hierarchy, x[0])]
     torch.library.opcheck(ops.pooling._pool, (x[0], *weights, mask, *hierarchy.pack(), False, True, "cpp"))

@@ -48,7 +48,7 @@ def test_the_operator_keeps_its_contract(masked):
     far = [torch.randn(1, 1, hierarchy.num_summaries, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
     mask = torch.arange(40, device=DEVICE)[None] % 3 == 0 if masked else None
     for summaries in (far, [None, *far[1:]], [None] * 3):
-        inputs = (*x, *summaries, mask, None, *h, 0.5, True, 0.0, "triton")
+        inputs = (*x, *summaries, mask, None, *h, [], 0.5, True, 0.0, "triton")
         torch.library.opcheck(attention._attend, inputs)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...caches import cached
 from ...hierarchy import EMPTY
 from ..level_pass import LevelPass, Options
-from ..row_tables import carry_rows, key_bias, query_rows, summary_rows
+from ..row_tables import all_rows, carry_rows, key_bias, query_rows, summary_rows
 from . import library, memory
 from .structures import Gradients, Inputs, Pass, pointer, rows, strides
 
@@ -39,30 +39,22 @@ class CellTables(NamedTuple):
 @cached
 def tables(level_pass: LevelPass) -> CellTables:
     """The tables of a pass: near cells first, then the summary cells of all levels."""
-    hierarchy, level = level_pass.hierarchy, level_pass.level
-    queries = query_rows(level_pass)
-    near = hierarchy.interaction_table(level) if level else hierarchy.tables().near
-    keys, key_cells = [queries], [near]
+    queries, keys, key_cells = query_rows(level_pass), [all_rows(level_pass)], [level_pass.near_cells()]
     if level_pass.far:
-        far = hierarchy.tables().far
-        keys.append(summary_rows(level_pass, also_empty=True) + _num_keys(level_pass))
-        key_cells.append(torch.where(far == EMPTY, EMPTY, far + len(queries)))
+        far = level_pass.far_cells()
+        key_cells.append(torch.where(far == EMPTY, EMPTY, far + len(keys[0])))
+        keys.append(summary_rows(level_pass, also_empty=True) + level_pass.num_keys)
     exists = [part != EMPTY for part in keys]
     key_first = torch.cat([mask.sum(1) for mask in exists]).cumsum(0)
-    query_first = exists[0].sum(1).cumsum(0)
+    query_exists = queries != EMPTY
     parts = (
-        torch.nn.functional.pad(query_first, [1, 0]),
-        queries[exists[0]],
+        torch.nn.functional.pad(query_exists.sum(1).cumsum(0), [1, 0]),
+        queries[query_exists],
         torch.cat(key_cells, 1),
         torch.nn.functional.pad(key_first, [1, 0]),
         torch.cat([part[mask] for part, mask in zip(keys, exists, strict=True)]),
     )
     return CellTables(*(part.to(torch.int32).contiguous() for part in parts))
-
-
-def _num_keys(level_pass: LevelPass) -> int:
-    hierarchy, level = level_pass.hierarchy, level_pass.level
-    return hierarchy.level_sizes[level - 1] if level else hierarchy.num_tokens
 
 
 @cached
@@ -73,7 +65,7 @@ def _geometry(level_pass: LevelPass, group_bias: bool, carried: bool) -> Pass:
 
 def _make_geometry(level_pass: LevelPass, bias: Tensor, carried: bool) -> Pass:
     table, hierarchy, level = tables(level_pass), level_pass.hierarchy, level_pass.level
-    count, carry = _num_keys(level_pass), {}
+    count, carry = level_pass.num_keys, {}
     if carried:
         carry = dict(carry_rows=carry_rows(level_pass, CPU)[0], carries=hierarchy.level_sizes[level])
     return Pass(

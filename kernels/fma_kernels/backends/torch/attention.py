@@ -84,7 +84,7 @@ class _BlockCall:
         biases = bias(level_pass, options.mask, options.group_bias, like)
         sources = []
         for i, (k, v) in enumerate(zip(keys, values, strict=True)):
-            to_cells = level_pass.far_to_cells if i else level_pass.query_to_cells
+            to_cells = level_pass.far_to_cells if i else level_pass.key_to_cells
             k, v = (to_cells(x) for x in (k, v))  # (B * H, cells, tokens per cell, d)
             first_row = torch.arange(k.shape[0], device=k.device)[:, None, None] * k.shape[1]
             index = (tables(level_pass, k.device)[0][i] + first_row).flatten(0, 1)
@@ -94,18 +94,23 @@ class _BlockCall:
 
     def from_rows(self, i: int, x: Tensor) -> Tensor:
         """A gradient in the layout of keys and values of one source, in that of the input."""
-        from_cells = self.level_pass.far_from_cells if i else self.level_pass.query_from_cells
+        from_cells = self.level_pass.far_from_cells if i else self.level_pass.key_from_cells
         return from_cells(x.view(self.batch * self.heads, -1, x.shape[1] // self.head_dim, self.head_dim), self.batch)
 
     def _carry_to_blocks(self, x: Tensor) -> Tensor:
         hierarchy, level = self.level_pass.hierarchy, self.level_pass.level
         x = to_finer_level(x, hierarchy, level) if level else x
-        return to_cells(x, hierarchy.cell_grid(max(1, level)), hierarchy.rank).flatten(0, 2).to(self.dtype)
+        x = to_cells(x, hierarchy.cell_grid(max(1, level)), hierarchy.rank)
+        x = x[:, :, self.level_pass.slab.cells] if self.level_pass.slab else x
+        return x.flatten(0, 2).to(self.dtype)
 
     def carry_from_blocks(self, x: Tensor) -> Tensor:
         """Gradient of the carry in its own layout."""
         hierarchy, level = self.level_pass.hierarchy, self.level_pass.level
         x = x.unflatten(0, (self.batch, self.heads, -1))
+        if self.level_pass.slab:  # no query of this rank took what is beyond
+            cells = self.level_pass.slab.cells
+            x = F.pad(x, [0, 0, 0, 0, cells.start, math.prod(hierarchy.cell_grid(1)) - cells.stop])
         x = from_cells(x, hierarchy.cell_grid(max(1, level)), hierarchy.rank).flatten(2, -2)
         return to_coarser_level(x, hierarchy, level) if level else x
 

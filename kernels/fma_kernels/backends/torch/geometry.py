@@ -16,8 +16,7 @@ from ..level_pass import LevelPass
 @cached
 def tables(level_pass: LevelPass, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
     """Per key source (near, then far): the cells that a query cell reads, and which of these slots are empty."""
-    hierarchy, level = level_pass.hierarchy, level_pass.level
-    tables = [hierarchy.interaction_table(level)] if level else list(hierarchy.tables()[: 1 + level_pass.far])
+    tables = [level_pass.near_cells(), *([level_pass.far_cells()] if level_pass.far else [])]
     tables = [table.to(device) for table in tables]
     return [table.clamp(min=0) for table in tables], [table == EMPTY for table in tables]
 
@@ -32,7 +31,8 @@ def bias(level_pass: LevelPass, mask: Tensor | None, group_bias: bool, like: Ten
     hierarchy, level = level_pass.hierarchy, level_pass.level
     kinds = []  # per source: how many existing tokens each key stands for, by cell
     if level == 0:
-        kinds.append(tokens_to_cells((~mask).to(like.dtype)[:, None, :, None], hierarchy)[:, 0, :, :, 0])
+        exists = (~level_pass.mask_of_tokens(mask)).to(like.dtype)[:, None, :, None]
+        kinds.append(tokens_to_cells(exists, level_pass.tokens)[:, 0, :, :, 0])
     if level or level_pass.far:
         counts = token_counts(hierarchy, like.device, mask).to(like.dtype)[:, None, :, None]
         if level:

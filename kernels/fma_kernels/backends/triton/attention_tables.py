@@ -17,7 +17,7 @@ from torch import Tensor
 from ...caches import cached
 from ...hierarchy import EMPTY
 from ..level_pass import LevelPass
-from ..row_tables import key_rows, lists, query_rows, summary_rows
+from ..row_tables import all_rows, key_rows, lists, query_rows, summary_rows
 
 #: Cells that one item may own: the bits of an int32.
 _MAX_GROUPS = 32
@@ -75,7 +75,7 @@ def query_schedule(level_pass: LevelPass, tile: int, device: torch.device) -> Sc
         far_owner, far_partner = _far_pairs(level_pass)
         owner, partner = torch.cat([owner, far_owner]), torch.cat([partner, far_partner + len(partner_rows[0])])
         far_rows = summary_rows(level_pass)
-        partner_rows.append(torch.where(far_rows == EMPTY, EMPTY, far_rows + level_pass.hierarchy.num_tokens))
+        partner_rows.append(torch.where(far_rows == EMPTY, EMPTY, far_rows + level_pass.num_keys))
     return _schedule(owner, partner, query_rows(level_pass), partner_rows, _query_order(level_pass), tile, device)
 
 
@@ -83,8 +83,8 @@ def query_schedule(level_pass: LevelPass, tile: int, device: torch.device) -> Sc
 def key_schedule(level_pass: LevelPass, tile: int, device: torch.device) -> Schedule:
     """Keys (of :func:`query_schedule`, without the far ones) own; their partners are the queries that read them."""
     query, key = _pairs(level_pass)
-    rows = query_rows(level_pass)  # keys lie as the queries do
-    return _schedule(key, query, rows, [rows], _query_order(level_pass), tile, device)
+    shape = level_pass.hierarchy.cell_grid(level_pass.level) if level_pass.level else level_pass.tokens.cell_grid(1)
+    return _schedule(key, query, all_rows(level_pass), [query_rows(level_pass)], _morton_order(shape), tile, device)
 
 
 @cached
@@ -109,13 +109,12 @@ def far_key_schedule(
 
 def _pairs(level_pass: LevelPass) -> tuple[Tensor, Tensor]:
     """(query cell, key cell) of all pairs that read each other's rows one by one."""
-    hierarchy, level = level_pass.hierarchy, level_pass.level
-    return _entries(hierarchy.interaction_table(level) if level else hierarchy.tables().near)
+    return _entries(level_pass.near_cells())
 
 
 def _far_pairs(level_pass: LevelPass) -> tuple[Tensor, Tensor]:
     """(query cell, summary cell) of all pairs at level 0."""
-    return _entries(level_pass.hierarchy.tables().far)
+    return _entries(level_pass.far_cells())
 
 
 def _entries(table: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,8 +123,12 @@ def _entries(table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _query_order(level_pass: LevelPass) -> Tensor:
-    """Query cells along a Morton curve, so that cells of one item lie together and read much the same."""
-    shape = level_pass.hierarchy.cell_grid(max(1, level_pass.level))
+    """Query cells in the order of their items."""
+    return _morton_order(level_pass.query_grid)
+
+
+def _morton_order(shape: tuple[int, ...]) -> Tensor:
+    """Cells along a Morton curve, so that cells of one item lie together and read much the same."""
     code = torch.zeros(shape, dtype=torch.int64)
     for axis, n in enumerate(shape):
         index = torch.arange(n).view(-1, *[1] * (len(shape) - 1 - axis))
