@@ -7,13 +7,14 @@ import gc
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers.ranks import Ranks
 from helpers.tool_loader import load_tool
 
 # Without a GPU, Triton's interpreter runs the kernels. Triton looks when a kernel is defined, which is when its module
@@ -72,6 +73,14 @@ def make_runner(train: ModuleType, tmp_path: Path) -> Callable:
         return train.cli.build_runner(train.make_config(train.make_parser().parse_args(argv)))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Four processes with gloo between them."""
+    started = Ranks(4, tmp_path_factory.mktemp("ranks"))
+    yield started
+    started.stop()
 
 
 def write_image(path: Path, rng: np.random.Generator, size: tuple[int, int]) -> None:

@@ -26,18 +26,11 @@ from pathlib import Path
 import torch
 
 from fma_kernels.measure import device_name
-from fma_tools.command import require_positive, run
+from fma_tools.command import grid_argument, require_positive, run
 from fma_tools.planning import Problem, plan, plot, report
 from fma_tools.results import write_results
 
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-
-def grid_argument(text: str) -> tuple[int, ...]:
-    """Tokens per axis, for example 128x128."""
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected two or three numbers, for example 128x128")
-    return tuple(map(int, text.split("x")))
 
 
 def size_argument(text: str) -> int:

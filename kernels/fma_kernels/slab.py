@@ -101,6 +101,11 @@ class Slab:
         return slice(start, start + self.num_tokens)
 
     @property
+    def halo(self) -> tuple[int, int]:
+        """Number of tokens that are read of the rank before, and of the rank after."""
+        return self.own.start, len(self.read_tokens) - self.own.stop
+
+    @property
     def frame(self) -> Hierarchy:
         """Geometry of the tokens that are read; its levels mean nothing."""
         return _geometry(self, self.read_layers)

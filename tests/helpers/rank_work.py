@@ -156,3 +156,31 @@ def sharded_difference(group):
     for parameter, expected in zip(model.parameters(), reference.parameters(), strict=True):
         differences.append(_largest(parameter.grad.full_tensor(), expected.grad))
     return max(differences)
+
+
+def counted_bytes(group, grid, cell_size, rank, options):
+    """Bytes that were sent and received in a forward and in a backward pass, as PyTorch was asked for them."""
+    problem = make_problem(Hierarchy(grid, cell_size, rank, causal=options.pop("causal", False)), **options)
+    near = problem.attends == "near"
+    bases = [None] * 3 if near else problem.bases[:]
+    bases[0] = bases[0] if problem.attends == "fma_linear" else None
+    own = [shard(x, group, grid=grid, cell_size=cell_size, dim=2).detach().requires_grad_() for x in problem.tensors]
+    passes, send = [[0, 0]], dist.all_to_all_single
+
+    def counting(output, input, received, sent, group):
+        others = [i for i in range(group.size()) if i != group.rank()]
+        for i, sizes in enumerate((sent, received)):
+            passes[-1][i] += sum(sizes[other] for other in others) * input.itemsize
+        return send(output, input, received, sent, group=group)
+
+    dist.all_to_all_single = counting
+    try:
+        out = fma(
+            *own, cell_size=cell_size, rank=rank, grid=grid, causal=problem.hierarchy.causal, near_only=near,
+            query_basis=bases[0], key_basis=bases[1], value_basis=bases[2], group=group,
+        )  # fmt: skip
+        passes.append([0, 0])
+        out.sum().backward()
+    finally:
+        dist.all_to_all_single = send
+    return passes

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TypeVar
@@ -69,3 +70,10 @@ def require_device(parser: ArgumentParser, device: str) -> None:
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {device}: PyTorch sees no GPU on this machine")
+
+
+def grid_argument(text: str) -> tuple[int, ...]:
+    """Tokens per axis, for example 128x128."""
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", text):
+        raise ArgumentTypeError(f"{text!r}: expected two or three numbers, for example 128x128")
+    return tuple(map(int, text.split("x")))

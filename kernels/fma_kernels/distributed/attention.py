@@ -20,7 +20,7 @@ from ..slab import Slab
 from ..summaries import SummaryBasis, check_basis, summaries_of_sums
 from .agreement import agree
 from .exchange import gather, send_to_neighbours
-from .level_sums import partial_sums, shared_levels, sums_of_all
+from .level_sums import exchanged_shapes, partial_sums, shared_levels, sums_of_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,14 +166,13 @@ def _summaries(
 ) -> dict[str, Tensor]:
     """Summaries of the whole grid, (B, H, S, d), of all tokens that have a basis."""
     batch, heads, _, dim = tokens["query"].shape
-    bases, made, shapes = call.bases(), [], [[] for _ in range(slab.size)]
+    bases, made = call.bases(), []
     for name, basis in bases.items():
         x = tokens[name]
         if call.key_padding_mask is not None:
             x = x.masked_fill(call.key_padding_mask[:, None, :, None], 0)
         made += [level.make(x.unflatten(2, slab.grid)) for level in partial_sums(basis, slab)]
-        for rank, of_rank in enumerate(shapes):
-            of_rank += [level.shape(batch, heads, dim) for level in partial_sums(basis, slab.of(rank))]
+    shapes = [exchanged_shapes(bases.values(), slab.of(i), batch, heads, dim) for i in range(slab.size)]
     parts = [iter(of_rank) for of_rank in gather(made, shapes, group)]
     summaries = {}
     for name, basis in bases.items():
@@ -187,15 +186,10 @@ def _with_halo(key: Tensor, value: Tensor, slab: Slab, group: ProcessGroup) -> t
     """Keys and values of the tokens that the slab reads, (B, H, tokens of the frame, d)."""
     own = torch.stack([key, value])
 
-    def halo(rank: int) -> tuple[int, int]:
-        """Tokens that a rank reads of the one before it, and of the one after it."""
-        if not 0 <= rank < slab.size:
-            return 0, 0
-        other = slab.of(rank)
-        return other.own.start, len(other.read_tokens) - other.own.stop
-
-    first, last = own[..., : halo(slab.rank - 1)[1], :], own[..., own.shape[3] - halo(slab.rank + 1)[0] :, :]
-    shapes = [(*own.shape[:3], tokens, own.shape[4]) for tokens in halo(slab.rank)]
+    to_before = slab.of(slab.rank - 1).halo[1] if slab.rank > 0 else 0
+    to_after = slab.of(slab.rank + 1).halo[0] if slab.rank + 1 < slab.size else 0
+    first, last = own[..., :to_before, :], own[..., slab.num_tokens - to_after :, :]
+    shapes = [(*own.shape[:3], tokens, own.shape[4]) for tokens in slab.halo]
     before, after = send_to_neighbours(first, last, shapes, group)
     key, value = torch.cat([before, own, after], 3)
     return key, value

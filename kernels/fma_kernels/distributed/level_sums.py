@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,19 @@ class PartialSums:
 def partial_sums(basis: SummaryBasis, slab: Slab) -> Iterator[PartialSums]:
     """The sums that the tokens of a slab add to, of all levels that ranks exchange."""
     return (PartialSums(basis, slab, level) for level in shared_levels(basis, slab.hierarchy))
+
+
+def exchanged_shapes(
+    bases: Iterable[SummaryBasis], slab: Slab, batch: int, heads: int, dim: int
+) -> list[tuple[int, ...]]:
+    """Shapes of what a rank sends to all others, by basis and level.
+
+    Args:
+        bases: those of keys, of values, and of queries if they have one.
+        slab: geometry of the rank's tokens.
+        batch, heads, dim: the rest of the shape of tokens.
+    """
+    return [level.shape(batch, heads, dim) for basis in bases for level in partial_sums(basis, slab)]
 
 
 def sums_of_all(parts: Sequence[Sequence[Tensor]], basis: SummaryBasis, slab: Slab) -> list[Tensor]:
