@@ -24,6 +24,7 @@ from .hooks import AtomicCheckpointHook, ConvertAttentionHook, CPUThreadsHook, E
 from .model_zoo import get_model, register_models
 from .models import FMA2D, FMA2DAttention
 from .optim import LayerDecayOptimWrapperConstructor
+from .strategies import FullyShardedStrategy
 
 __all__ = [
     "FMA2D",
@@ -35,6 +36,7 @@ __all__ = [
     "DigitScenes",
     "ExactResumeHook",
     "FMA2DAttention",
+    "FullyShardedStrategy",
     "HandwrittenDigits",
     "LayerDecayOptimWrapperConstructor",
     "RunSummaryHook",

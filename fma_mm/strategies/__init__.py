@@ -1,0 +1,3 @@
+from .fully_sharded import FullyShardedStrategy
+
+__all__ = ["FullyShardedStrategy"]
