@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmengine.dataset import pseudo_collate
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -45,23 +45,25 @@ class RunSummaryHook(Hook):
         require(isinstance(num_images, int) and num_images >= 1, "num_images", num_images, "an integer >= 1")
         self.num_images, self.metric = num_images, metric
 
-    @master_only
     def after_train(self, runner: Runner) -> None:
         """Draw the picture and print the paths of the results.
 
         Args:
             runner: the runner whose training has ended.
         """
+        predicted = self._predict(runner) if runner.val_loop is not None else None
+        if not is_main_process():
+            return
         found = {
             "checkpoint": runner.message_hub.runtime_info.get("last_ckpt"),
             "log": Path(runner.log_dir, f"{runner.timestamp}.log"),
-            "predictions": self._draw(runner) if runner.val_loop is not None else None,
+            "predictions": self._draw(runner, *predicted) if predicted else None,
         }
         lines = [f"  {name:<12}{path}" for name, path in found.items() if path is not None]
         runner.logger.info("\n".join(["Training has ended. Results:", *lines]))
 
-    def _draw(self, runner: Runner) -> Path:
-        """Write the picture and return its path."""
+    def _predict(self, runner: Runner) -> tuple[list[dict], list[BaseDataElement]]:
+        """Items of the validation set, and what the model makes of them. A model may be sharded: all processes work."""
         dataset = runner.val_loop.dataloader.dataset
         count = min(self.num_images, len(dataset))
         items = [dataset[i] for i in np.linspace(0, len(dataset) - 1, count).astype(int)]
@@ -71,9 +73,13 @@ class RunSummaryHook(Hook):
         with torch.no_grad():
             samples = [runner.model.test_step(pseudo_collate([item]))[0] for item in items]  # their sizes may differ
         runner.model.train(training)
+        return items, samples
 
+    def _draw(self, runner: Runner, items: list[dict], samples: list[BaseDataElement]) -> Path:
+        """Write the picture and return its path."""
         draw = draw_maps if "pred_sem_seg" in samples[0] else draw_labels
-        figure = draw([_as_picture(item["inputs"]) for item in items], samples, dataset.metainfo)
+        pictures = [_as_picture(item["inputs"]) for item in items]
+        figure = draw(pictures, samples, runner.val_loop.dataloader.dataset.metainfo)
         scalars = runner.message_hub.log_scalars
         if f"val/{self.metric}" in scalars:
             figure.suptitle(f"validation {self.metric}: {scalars[f'val/{self.metric}'].current():.1f} %")
