@@ -187,17 +187,17 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
         title: title of the picture.
         path: where to.
     """
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
     axis = figure.subplots()
     for i, grid in enumerate(dict.fromkeys(row.grid for row in rows)):
         of_grid = [row for row in rows if row.grid == grid]
         ranks = [row.ranks for row in of_grid]
         name = "x".join(f"{n:,}" for n in grid)
         axis.plot(ranks, [row.fma[0] / MIB for row in of_grid], "o-", color=f"C{i}", label=f"FMA, {name} tokens")
-        axis.plot(ranks, [row.ring[0] / MIB for row in of_grid], "--", color=f"C{i}")
+        axis.plot(ranks, [row.ring[0] / MIB for row in of_grid], "s", markerfacecolor="none", color=f"C{i}")
     axis.set(xlabel="ranks", ylabel="MiB that a rank gets, forward", title=title, xscale="log", yscale="log")
     axis.set_xticks(sorted({row.ranks for row in rows}), sorted({row.ranks for row in rows}), minor=False)
-    axis.plot([], [], "k--", label="ring attention, or gathered keys and values")
+    axis.plot([], [], "ks", markerfacecolor="none", label="squares: ring attention, or\ngathered keys and values")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=110)
