@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fma_tools import traffic
 from fma_tools.language_models import sequences
 from fma_tools.language_models.comparison import distance_table, table
 
@@ -15,10 +16,11 @@ RESULTS = sorted((ROOT / "benchmarks/results").glob("lm-*.json"))
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_tables_of_language_models(path):
     found = json.loads(path.read_text())
-    expected = table(found["rows"], masked="masked" in path.stem)
+    masked = "masked" in path.stem
+    expected = table(found["rows"], masked=masked)
     text = "".join((ROOT / "docs" / name).read_text() for name in ("results.md", "far_field.md"))
     assert expected in text
-    assert "curve" not in found["rows"][0] or distance_table(found["rows"]) in text
+    assert masked or "curve" not in found["rows"][0] or distance_table(found["rows"]) in text
     assert f"benchmarks/results/{path.name}" in text
     assert str(ROOT) not in path.read_text(), "a path of the machine"
 
@@ -42,3 +44,13 @@ def test_table_of_targets():
         most, spilling = max(row["shared"] for row in mine), [row for row in mine if row["spills"]]
         line = f"| {target} | {len(mine)} | {most / 1024:.1f} | {allowed} | {len(spilling)} | "
         assert line + f"{max(row['spills'] for row in mine)} " in text and most <= allowed * 1024
+
+
+def test_table_of_traffic():
+    rows = json.loads((ROOT / "benchmarks/results/plan-parallel.json").read_text())["rows"]
+    text = (ROOT / "docs/parallel.md").read_text()
+    shown = 0
+    for line in map(str.strip, traffic.report([traffic.Row(**row) for row in rows]).splitlines()[2:]):
+        beginning = " | ".join(line.split(" | ")[:7])
+        shown += f"{beginning} |" in text
+    assert shown == sum(line[:3].strip("| ").isdigit() for line in text.splitlines()) == 5
