@@ -7,7 +7,16 @@ import sys
 import pytest
 import torch
 from helpers import sharded_training
+from mmengine.registry import STRATEGIES
 from mmengine.runner import Runner
+
+from fma_mm import FullyShardedStrategy
+
+
+def test_it_is_found_by_name_and_refuses_what_is_no_dtype():
+    assert STRATEGIES.get("FullyShardedStrategy") is FullyShardedStrategy
+    with pytest.raises(ValueError, match="param_dtype='half-ish': expected None or the name of a dtype"):
+        FullyShardedStrategy(param_dtype="half-ish")
 
 
 @pytest.mark.slow
