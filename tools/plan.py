@@ -93,12 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    require_positive(parser, args, "batch", "heads", "head_dim", "rounds")
-    for name in ("tokens", "cells", "ranks"):
-        values = getattr(args, name)
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None and value < 1:
-                parser.error(f"--{name} {value}: expected at least 1")
+    require_positive(parser, args, "batch", "heads", "head_dim", "rounds", "tokens", "cells", "ranks")
     if args.causal and args.grid:
         parser.error("--causal: expected --tokens, as only sequences have an order")
     words = ["python", "tools/plan.py", *(sys.argv[1:] if argv is None else argv)]

@@ -85,11 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    require_positive(parser, args, "cell_size", "rank", "batch", "heads", "head_dim")
-    for name, least in (("tokens", 1), ("ranks", 2)):
-        for value in getattr(args, name) or ():
-            if value < least:
-                parser.error(f"--{name} {value}: expected at least {least}")
+    require_positive(parser, args, "cell_size", "rank", "batch", "heads", "head_dim", "tokens")
+    require_positive(parser, args, "ranks", least=2)
     words = ["python", "tools/plan_parallel.py", *(sys.argv[1:] if argv is None else argv)]
     run(parser, args, lambda args: work(words, args))
 

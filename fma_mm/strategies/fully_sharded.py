@@ -35,8 +35,8 @@ BLOCKS = ("FMA2DBlock", "TransformerEncoderLayer", "SwinBlock")
 class FullyShardedStrategy(DDPStrategy):
     """FSDP2 (``torch.distributed.fsdp.fully_shard``) for mmengine's ``FlexibleRunner``, on GPUs and on CPUs.
 
-    mmengine's own ``FSDPStrategy`` is FSDP1. With it no training can be resumed on today's PyTorch, gradients are
-    clipped by the norm of each process's shard, and CPUs are refused.
+    mmengine's own ``FSDPStrategy`` is FSDP1. With it no training can be resumed on today's PyTorch, and gradients are
+    clipped by the norm of each process's shard.
 
     A checkpoint is whole: it loads like that of any other training, on any number of processes, sharded or not.
 

@@ -23,7 +23,7 @@ from .checks import (
 from .hierarchy import Hierarchy
 from .packing import attend_packed, resolve_grids
 from .precision import sum_dtype
-from .summaries import SummaryBasis, aggregate, cell_weights
+from .summaries import SummaryBasis, aggregate, cell_weights, means
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -138,10 +138,7 @@ def fma(
     if near_only:
         return _attention(query, key, value, None, None, None, hierarchy, **options)
 
-    def mean(x: Tensor) -> SummaryBasis:
-        return SummaryBasis(x.shape[1], x.shape[3], cell_size, rank, ndim=hierarchy.ndim, kind="mean")
-
-    bases = (query_basis, key_basis or mean(key), value_basis or mean(value))
+    bases = (query_basis, key_basis or means(key, hierarchy), value_basis or means(value, hierarchy))
     tokens = [_of_grid(x, num_global_tokens) for x in (query, key, value)]
     work, scale = choose_backend(query, dropout_p, backend), scale_of(query, scale)
     fused = work not in ("torch", "reference") and all(basis is None or basis.kind != "direct" for basis in bases)
@@ -408,6 +405,11 @@ def _check(query, key, value, hierarchy, mask, num_global_tokens, dropout_p, bac
         require(query.ndim == 4 and query.shape[2] == length, "query.shape", tuple(query.shape), expected)
         tokens = query[:, :, count:]
     require_tokens("query", tokens, hierarchy.grid)
+    check_beside(query, key, value, tokens, mask, dropout_p, backend)
+
+
+def check_beside(query, key, value, tokens, mask, dropout_p, backend) -> None:
+    """Check what goes with the queries, of which ``tokens`` are those of the grid."""
     require_like("key", key, "query", query, query.shape[2])
     require_like("value", value, "query", query, query.shape[2])
     require_mask(mask, tokens)

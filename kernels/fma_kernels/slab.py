@@ -106,6 +106,12 @@ class Slab:
         return self.own.start, len(self.read_tokens) - self.own.stop
 
     @property
+    def lent(self) -> tuple[int, int]:
+        """Number of own tokens that the rank before reads, and that the rank after reads."""
+        before = self.of(self.rank - 1).halo[1] if self.rank > 0 else 0
+        return before, self.of(self.rank + 1).halo[0] if self.rank + 1 < self.size else 0
+
+    @property
     def frame(self) -> Hierarchy:
         """Geometry of the tokens that are read; its levels mean nothing."""
         return _geometry(self, self.read_layers)

@@ -169,6 +169,12 @@ def _mean(outputs: int, inputs: int, like: Tensor | None = None) -> Tensor:
     return (torch.eye(outputs, dtype=dtype, device=device) / block).repeat_interleave(block, 1)[..., None]
 
 
+def means(x: Tensor, hierarchy: Hierarchy) -> SummaryBasis:
+    """The basis of means for tokens (B, H, N, d) of a grid."""
+    heads, dim = x.shape[1], x.shape[3]
+    return SummaryBasis(heads, dim, hierarchy.cell_size, hierarchy.rank, ndim=hierarchy.ndim, kind="mean")
+
+
 def aggregate(
     x: Tensor,
     basis: SummaryBasis,

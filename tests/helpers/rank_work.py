@@ -14,19 +14,25 @@ from fma_kernels import FMAttention, Hierarchy, fma
 from fma_kernels.distributed import FMAContextParallel, shard, sum_gradients, unshard
 from helpers.attention_problems import make_problem
 
+BASES = ("query_basis", "key_basis", "value_basis")
+
+
+def _call(problem):
+    """The arguments of :func:`fma` for a problem beside tokens and mask, and the bases among them."""
+    h = problem.hierarchy
+    names = {"near": (), "fma": ("key_basis", "value_basis")}.get(problem.attends, BASES)
+    bases = {name: basis for name, basis in zip(BASES, problem.bases, strict=True) if name in names}
+    call = dict(grid=h.grid, cell_size=h.cell_size, rank=h.rank, causal=h.causal, near_only=not bases, **bases)
+    return call | dict(group_bias=problem.group_bias), [*bases.values()]
+
 
 def difference_to_one_process(group, grid, cell_size, rank, options, backend="torch", dtype=torch.float64):
     """The largest difference between ranks and one process, of outputs, log-sum-exps and all gradients."""
     problem = make_problem(Hierarchy(grid, cell_size, rank, causal=options.pop("causal", False)), **options)
-    h, near = problem.hierarchy, problem.attends == "near"
-    bases = [None] * 3 if near else problem.bases[:]
-    bases[0] = bases[0] if problem.attends == "fma_linear" else None
-    parameters = [p for basis in bases if basis is not None for p in basis.to(dtype).parameters()]
+    call, bases = _call(problem)
+    call.update(return_lse=True, backend=backend)
+    parameters = [p for basis in bases for p in basis.to(dtype).parameters()]
     tokens = [x.detach().to(dtype).requires_grad_() for x in problem.tensors]
-    call = dict(
-        cell_size=cell_size, rank=rank, causal=h.causal, group_bias=problem.group_bias, near_only=near, return_lse=True,
-        query_basis=bases[0], key_basis=bases[1], value_basis=bases[2], backend=backend, grid=grid,
-    )  # fmt: skip
     out, lse = fma(*tokens, key_padding_mask=problem.mask, **call)
     generator = torch.Generator().manual_seed(1)
     grad_out = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -161,9 +167,6 @@ def sharded_difference(group):
 def counted_bytes(group, grid, cell_size, rank, options):
     """Bytes that were sent and received in a forward and in a backward pass, as PyTorch was asked for them."""
     problem = make_problem(Hierarchy(grid, cell_size, rank, causal=options.pop("causal", False)), **options)
-    near = problem.attends == "near"
-    bases = [None] * 3 if near else problem.bases[:]
-    bases[0] = bases[0] if problem.attends == "fma_linear" else None
     own = [shard(x, group, grid=grid, cell_size=cell_size, dim=2).detach().requires_grad_() for x in problem.tensors]
     passes, send = [[0, 0]], dist.all_to_all_single
 
@@ -175,10 +178,7 @@ def counted_bytes(group, grid, cell_size, rank, options):
 
     dist.all_to_all_single = counting
     try:
-        out = fma(
-            *own, cell_size=cell_size, rank=rank, grid=grid, causal=problem.hierarchy.causal, near_only=near,
-            query_basis=bases[0], key_basis=bases[1], value_basis=bases[2], group=group,
-        )  # fmt: skip
+        out = fma(*own, **_call(problem)[0], group=group)
         passes.append([0, 0])
         out.sum().backward()
     finally:

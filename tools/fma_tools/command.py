@@ -46,17 +46,20 @@ def settings_of(kind: type[T], args: Namespace) -> T:
     return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
 
 
-def require_positive(parser: ArgumentParser, args: Namespace, *names: str) -> None:
-    """Refuse numbers below 1.
+def require_positive(parser: ArgumentParser, args: Namespace, *names: str, least: int = 1) -> None:
+    """Refuse numbers below 1, alone or in lists; what was not given is None.
 
     Args:
         parser: the parser.
         args: parsed arguments.
         *names: names of the arguments.
+        least: the least number, if it is another.
     """
     for name in names:
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
+        values = getattr(args, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and value < least:
+                parser.error(f"--{name.replace('_', '-')} {value}: expected at least {least}")
 
 
 def require_device(parser: ArgumentParser, device: str) -> None:

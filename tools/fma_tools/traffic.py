@@ -91,13 +91,12 @@ def traffic(attention: Attention, grid: Sequence[int], rank: int, size: int) -> 
         grid: tokens of all ranks per axis.
         rank, size: the rank, of how many.
     """
-    slab, last = attention.slab(grid, rank, size), size - 1
-    sent = (slab.of(rank - 1).halo[1] if rank else 0) + (slab.of(rank + 1).halo[0] if rank < last else 0)
-    halo = [2 * tokens * attention.token_bytes for tokens in (sent, sum(slab.halo))]
+    slab = attention.slab(grid, rank, size)
+    halo = [2 * sum(tokens) * attention.token_bytes for tokens in (slab.lent, slab.halo)]
     if attention.attention == "near" or not slab.hierarchy.num_levels:
         return Traffic(*halo, 0, 0)
     sums = _sum_bytes(attention, slab.hierarchy, size)
-    return Traffic(*halo, last * sums[rank], sum(sums) - sums[rank])
+    return Traffic(*halo, (size - 1) * sums[rank], sum(sums) - sums[rank])
 
 
 @lru_cache

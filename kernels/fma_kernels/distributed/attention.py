@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .. import ops
-from ..backends.selection import BACKENDS
-from ..checks import require, require_like, require_mask
-from ..functional import choose_backend, in_autocast_dtype, scale_of
+from ..checks import require
+from ..functional import check_beside, choose_backend, in_autocast_dtype, scale_of
 from ..hierarchy import Hierarchy
 from ..slab import Slab
-from ..summaries import SummaryBasis, check_basis, summaries_of_sums
+from ..summaries import SummaryBasis, check_basis, means, summaries_of_sums
 from .agreement import agree
 from .exchange import gather, send_to_neighbours
+from .layout import gather_tokens
 from .level_sums import exchanged_shapes, partial_sums, shared_levels, sums_of_all
 
 
@@ -59,10 +59,9 @@ class Call:
         """The bases of the tokens that are summarised, by the name of these: queries if they have one, keys, values."""
         if self.near_only:
             return {}
-        batch_heads_dim = (self.query.shape[1], self.query.shape[3])
-        means = SummaryBasis(*batch_heads_dim, self.cell_size, self.rank, ndim=len(self.grid or (1,)), kind="mean")
+        mean = means(self.query, self.hierarchy(1))
         given = {} if self.query_basis is None else dict(query=self.query_basis)
-        return given | dict(key=self.key_basis or means, value=self.value_basis or means)
+        return given | dict(key=self.key_basis or mean, value=self.value_basis or mean)
 
     def check(self, hierarchy: Hierarchy) -> None:
         """Check what a rank can tell by itself.
@@ -73,14 +72,10 @@ class Call:
         query = self.query
         require(query.ndim == 4, "query.shape", tuple(query.shape), "four dimensions (B, H, N, d)")
         require(query.dtype.is_floating_point, "query.dtype", query.dtype, "a floating-point dtype")
-        for name, x in (("key", self.key), ("value", self.value)):
-            require_like(name, x, "query", query, query.shape[2])
-        require_mask(self.key_padding_mask, query)
-        require(0 <= self.dropout_p < 1, "dropout_p", self.dropout_p, "a probability, 0 <= p < 1")
+        check_beside(query, self.key, self.value, query, self.key_padding_mask, self.dropout_p, self.backend)
         require(not self.packed, "cu_seqlens or grids", "given", "None with a group")
         require(self.num_global_tokens == 0, "num_global_tokens", self.num_global_tokens, "0 with a group")
         require(self.ndim in (None, hierarchy.ndim), "grid", self.grid, f"{self.ndim} axes")
-        require(self.backend in BACKENDS, "backend", self.backend, f"one of {', '.join(BACKENDS)}")
         require(
             self.backend != "reference", "backend", self.backend, "another with a group: it needs all tokens at once"
         )
@@ -145,7 +140,7 @@ def attend(call: Call, group: ProcessGroup, *, check: bool = True) -> tuple[Tens
     slab = Slab(hierarchy, group.rank(), group.size())
     _check_lengths(slab, dict(enumerate(lengths)) if lengths else {slab.rank: call.query.shape[2]})
     query, key, value = in_autocast_dtype(call.query, call.key, call.value)
-    mask = None if call.key_padding_mask is None else _whole_mask(call.key_padding_mask, slab, group)
+    mask = None if call.key_padding_mask is None else gather_tokens(call.key_padding_mask, slab, group, 1)
     summaries: dict[str, Tensor] = {}
     if hierarchy.num_levels and not call.near_only:
         summaries = _summaries(dict(query=query, key=key, value=value), call, mask, slab, group)
@@ -184,21 +179,12 @@ def _summaries(
 
 def _with_halo(key: Tensor, value: Tensor, slab: Slab, group: ProcessGroup) -> tuple[Tensor, Tensor]:
     """Keys and values of the tokens that the slab reads, (B, H, tokens of the frame, d)."""
-    own = torch.stack([key, value])
-
-    to_before = slab.of(slab.rank - 1).halo[1] if slab.rank > 0 else 0
-    to_after = slab.of(slab.rank + 1).halo[0] if slab.rank + 1 < slab.size else 0
+    own, (to_before, to_after) = torch.stack([key, value]), slab.lent
     first, last = own[..., :to_before, :], own[..., slab.num_tokens - to_after :, :]
     shapes = [(*own.shape[:3], tokens, own.shape[4]) for tokens in slab.halo]
     before, after = send_to_neighbours(first, last, shapes, group)
     key, value = torch.cat([before, own, after], 3)
     return key, value
-
-
-def _whole_mask(mask: Tensor, slab: Slab, group: ProcessGroup) -> Tensor:
-    """The mask of the whole grid, (B, N)."""
-    shapes = [[(len(mask), slab.of(rank).num_tokens)] for rank in range(slab.size)]
-    return torch.cat([part for (part,) in gather([mask], shapes, group)], 1)
 
 
 def _check_lengths(slab: Slab, lengths: dict[int, int]) -> None:

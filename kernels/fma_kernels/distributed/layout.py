@@ -67,7 +67,18 @@ def unshard(x: Tensor, group: ProcessGroup, *, grid: Sequence[int] | int, cell_s
     """
     slab = _slab(grid, cell_size, group)
     require(x.shape[dim] == slab.num_tokens, "x.shape", tuple(x.shape), f"{slab.num_tokens} own tokens in {dim=}")
-    dim %= x.ndim
+    return gather_tokens(x, slab, group, dim % x.ndim)
+
+
+def gather_tokens(x: Tensor, slab: Slab, group: ProcessGroup, dim: int) -> Tensor:
+    """The tensor of all tokens, of the parts of all ranks.
+
+    Args:
+        x: tokens of this rank in dimension ``dim``.
+        slab: geometry of these tokens.
+        group: the ranks.
+        dim: the dimension, from 0.
+    """
     shapes = [[(*x.shape[:dim], slab.of(rank).num_tokens, *x.shape[dim + 1 :])] for rank in range(slab.size)]
     return torch.cat([part for (part,) in gather([x], shapes, group)], dim)
 
