@@ -28,7 +28,7 @@ $(STAMP): constraints.txt setup.py pyproject.toml
 	@echo "==> 2/3 installing the pinned build tools"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	@echo "==> 3/3 installing the pinned packages (about 3 GB the first time)"
-	@$(PY) -m pip install --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[mm,lm,baselines,export,dev]'
+	@$(PY) -m pip install --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[mm,lm,baselines,export,docs,dev]'
 	@$(MAKE) --no-print-directory opencv
 	@touch $@
 

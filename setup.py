@@ -43,12 +43,15 @@ EXTRAS = {
     ],
     # ONNX files: the first two write them, the last runs them.
     "export": ["onnx>=1.20", "onnxscript>=0.7", "onnxruntime>=1.23"],
-    # Tests and plots. mmdetection is one of the downstream projects that the tests use FMA2D in.
+    # The documentation site, and a browser's remote control with which the tests look at it and at the explorer.
+    "docs": ["sphinx>=9", "furo>=2025.12", "myst-parser>=5", "sphinx-copybutton>=0.5.2", "playwright>=1.50"],
+    # Tests, type check and plots. mmdetection is one of the downstream projects that the tests use FMA2D in.
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "ruff>=0.6",
+        "mypy>=1.15",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "onedl-mmdetection>=3.5.1",
@@ -115,6 +118,7 @@ setup(
     package_data={
         "fma_kernels.backends.cpp": ["source/*.h", "source/*.cpp"],  # compiled at first use
         "fma_mm": ["weights/*.pth"],
+        "fma_tools.explorer": ["page.*"],
         "lm": ["weights/*"],
     },
     install_requires=["torch>=2.6"],

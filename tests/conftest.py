@@ -197,3 +197,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """Headless Chromium."""
+    from helpers.browser import start_browser
+
+    with start_browser() as started:
+        yield started

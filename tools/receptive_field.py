@@ -162,7 +162,7 @@ def compare(args: Namespace) -> None:
     Raises:
         CommandError: something that the command line names is missing or does not fit.
     """
-    out = inspection.picture_path(args.out or "receptive_field.png", args.force)
+    out = inspection.output_path("--out", args.out or "receptive_field.png", ".png", args.force)
     checkpoints = args.checkpoint or [None] * len(args.configs)
     if len(checkpoints) != len(args.configs):
         raise CommandError(f"--checkpoint: expected one for each config, {len(args.configs)}, got {len(checkpoints)}")

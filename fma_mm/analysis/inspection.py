@@ -33,26 +33,28 @@ def add_arguments(parser: ArgumentParser, out: str) -> None:
         out: default name of the picture.
     """
     parser.add_argument("--out", metavar="PNG", help=f"the picture to write; {out} by default")
-    parser.add_argument("--force", action="store_true", help="overwrite the picture if there is one")
+    parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
     cli.add_config_options(parser)
 
 
-def picture_path(path: str, force: bool) -> Path:
-    """Where to write a picture.
+def output_path(option: str, path: str, suffix: str, force: bool) -> Path:
+    """Where to write a file.
 
     Args:
-        path: the PNG.
+        option: the option that names the file.
+        path: the file.
+        suffix: the ending that its name has to have, such as ``.png``.
         force: overwrite a file that exists.
 
     Raises:
-        CommandError: the path is no PNG, or exists and is not to be overwritten.
+        CommandError: the name has another ending, or the file exists and is not to be overwritten.
     """
-    if Path(path).suffix.lower() != ".png":
-        raise CommandError(f"--out {path}: expected the name of a .png file")
+    if Path(path).suffix.lower() != suffix:
+        raise CommandError(f"{option} {path}: expected the name of a {suffix} file")
     if Path(path).is_dir():
-        raise CommandError(f"--out {path}: is a folder")
+        raise CommandError(f"{option} {path}: is a folder")
     if Path(path).exists() and not force:
-        raise CommandError(f"--out {path}: exists already; choose another name, or overwrite it with --force")
+        raise CommandError(f"{option} {path}: exists already; choose another name, or overwrite it with --force")
     return Path(path)
 
 

@@ -7,6 +7,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from helpers.browser import opened
 from helpers.command_line import error_of
 from helpers.tool_loader import load_tool
 from mmengine.config import Config
@@ -133,7 +134,37 @@ def test_more_levels_than_colors(tool, classifier, tmp_path, capsys):
     assert len(shares(capsys.readouterr().out)) == 7
 
 
+def test_a_page_for_the_browser(tool, browser, classifier, trained, image, tmp_path, capsys):
+    backbone, checkpoint = trained
+    given = [str(image), "--config", str(classifier), "--checkpoint", str(checkpoint), "--html", str(tmp_path / "a.html")]
+    tool.main(given)
+    assert capsys.readouterr().out.endswith(f"wrote {tmp_path / 'a.html'}\n")
+    inputs = (torch.from_numpy(mmcv.imread(str(image))).permute(2, 0, 1)[None] - 120.0) / 60
+    with opened(browser, tmp_path / "a.html") as page:
+        assert page.locator("#layer option").all_inner_texts() == ["stage 0, block 0", "stage 1, block 0"]
+        for stage, token, side in ((0, (8, 12), 4), (1, (4, 6), 8)):
+            page.select_option("#layer", str(stage))
+            # The pixel (49, 35), the last one: the canvas shows the image in full.
+            area = page.locator("#view canvas").bounding_box()
+            page.mouse.move(*(area[at] + (49, 35)[i] * area["width"] / 50 for i, at in enumerate("xy")))
+            assert page.inner_text("#query") == f"Query: row {token[0]}, column {token[1]}"
+            assert page.evaluate("data.input.strides[state.layer]") == side
+            module = backbone.stages[stage].blocks[0].attn
+            tokens, hw_shape = capture_inputs(module, lambda: backbone(inputs))
+            weights = query_attention(module, tokens[0], hw_shape, token).weights
+            expected = [100 * level.mean(0).sum().item() for level in weights]
+            printed = [float(share) for share in re.findall(r"([\d.]+) %", page.inner_text("#levels"))]
+            assert printed == pytest.approx(expected, abs=0.1)
+
+    before = (tmp_path / "a.html").read_bytes()
+    assert "a.html: exists already; choose another name" in error_of(tool.main, capsys, *given)
+    assert (tmp_path / "a.html").read_bytes() == before
+    tool.main([*given, "--force", "--stage", "1"])
+    assert len((tmp_path / "a.html").read_bytes()) < len(before)
+
+
 MISTAKES = [
+    (["--html", "a.html"], "argument --html: not allowed with argument --point"),
     (["--point", "50,3"], "--point 50,3: expected x from 0 to 49 and y from 0 to 35, the image"),
     (["--point=-1,3"], "--point -1,3: expected x"),
     (["--point", "3"], "argument --point: expected two whole numbers x,y, got '3'"),
@@ -154,6 +185,21 @@ def test_mistakes(tool, classifier, image, tmp_path, capsys, arguments, message)
     given = [image, "--config", classifier, "--point", "3,3", "--out", out]
     assert re.match(message, error_of(tool.main, capsys, *given, *arguments))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--html", "a.png"], "--html a.png: expected the name of a .html file"),
+        (["--html", "a.html", "--stage", "2"], "--stage 2: expected 0 to 1, the backbone's stages"),
+        (["--html", "a.html", "--block", "1"], "--block 1: expected 0 to 0, the blocks of the stages"),
+        (["--html", "a.html", "--cfg-options", "model.backbone.attention=none"], "--html a.html: attention='none'"),
+    ],
+)
+def test_mistakes_of_pages(tool, classifier, image, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert error_of(tool.main, capsys, image, "--config", classifier, *arguments).startswith(message)
+    assert not (tmp_path / "a.html").exists()
 
 
 def test_an_image_that_is_not_there(tool, classifier, tmp_path, capsys):

@@ -13,15 +13,15 @@ def test_pictures(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "there.png").touch()
     path = tmp_path / "new.png"
-    assert inspection.picture_path(str(path), force=False) == path
-    assert inspection.picture_path(str(tmp_path / "there.png"), force=True).exists()
+    assert inspection.output_path("--out", str(path), ".png", force=False) == path
+    assert inspection.output_path("--out", str(tmp_path / "there.png"), ".png", force=True).exists()
     for name, message in {
         "new.jpg": "expected the name of a .png file",
         "folder.png": "is a folder",
         "there.png": "exists already; choose another name, or overwrite it with --force",
     }.items():
         with pytest.raises(CommandError, match=f"--out .*{name}: {message}"):
-            inspection.picture_path(str(tmp_path / name), force=name == "folder.png")
+            inspection.output_path("--out", str(tmp_path / name), ".png", force=name == "folder.png")
 
 
 @pytest.mark.parametrize(
