@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Draw what one query of an FMA2D backbone reads of an image, level by level, and with which weights.
 
-    python tools/visualize_attention.py IMAGE --config CONFIG --checkpoint PTH --point x,y     # one query, as a PNG
-    python tools/visualize_attention.py IMAGE --config CONFIG --checkpoint PTH --html FILE     # all queries, in a browser
+    python tools/visualize_attention.py IMAGE --config CONFIG --checkpoint PTH --point x,y    # a PNG
+    python tools/visualize_attention.py IMAGE --config CONFIG --checkpoint PTH --html FILE    # a page
 
 The HTML file is one page without a server: move the pointer over the image, and it shows the weights of that query, for
 all stages, blocks and heads (or for those of --stage and --block alone).
@@ -60,7 +60,7 @@ def make_parser() -> ArgumentParser:
     asks = parser.add_mutually_exclusive_group(required=True)
     asks.add_argument("--point", type=pixel, metavar="x,y", help="pixel of the image that asks; writes a PNG")
     asks.add_argument("--html", metavar="FILE", help="write a page in which a pointer asks instead")
-    parser.add_argument("--stage", type=int, help="stage of the backbone, from 0; by default the first, with --html all")
+    parser.add_argument("--stage", type=int, help="stage, from 0; by default the first, with --html all")
     parser.add_argument("--block", type=int, help="block of a stage, from 0; by default the last, with --html all")
     parser.add_argument("--head", type=head, metavar="H|mean", help="head, from 0, or mean; mean by default")
     inspection.add_arguments(parser, "IMAGE_attention.png, in this folder,")

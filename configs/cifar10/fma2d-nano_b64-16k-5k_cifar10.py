@@ -1,4 +1,4 @@
-"""The small FMA2D on CIFAR-10, trained on from the weights of the schedule of 16,000 iterations: the weights that ship."""
+"""The small FMA2D on CIFAR-10, trained on from the weights of the schedule of 16,000 iterations."""
 
 _base_ = "fma2d-nano_b64-16k_cifar10.py"
 

@@ -136,7 +136,8 @@ def test_more_levels_than_colors(tool, classifier, tmp_path, capsys):
 
 def test_a_page_for_the_browser(tool, browser, classifier, trained, image, tmp_path, capsys):
     backbone, checkpoint = trained
-    given = [str(image), "--config", str(classifier), "--checkpoint", str(checkpoint), "--html", str(tmp_path / "a.html")]
+    given = [image, "--config", classifier, "--checkpoint", checkpoint, "--html", tmp_path / "a.html"]
+    given = [str(argument) for argument in given]
     tool.main(given)
     assert capsys.readouterr().out.endswith(f"wrote {tmp_path / 'a.html'}\n")
     inputs = (torch.from_numpy(mmcv.imread(str(image))).permute(2, 0, 1)[None] - 120.0) / 60

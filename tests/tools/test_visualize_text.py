@@ -24,7 +24,8 @@ def test_the_model_that_ships_reads_a_text(browser, text, tmp_path, capsys):
     assert capsys.readouterr().out.endswith(f"wrote {tmp_path / 'a.html'}\n")
     with opened(browser, tmp_path / "a.html") as page:
         assert page.locator("#layer option").all_inner_texts() == ["layer 0", "layer 1"]
-        assert page.inner_text("#view").startswith('def square(x):↵\n\treturn x * x  # "gr\\xc3\\xb6\\xc3\\x9fer"↵\ndef')
+        shown = page.inner_text("#view")
+        assert shown.startswith('def square(x):↵\n\treturn x * x  # "gr\\xc3\\xb6\\xc3\\x9fer"↵\ndef')
         assert page.locator("#view span").count() == 300
         page.hover("#view span >> nth=280")
         assert page.inner_text("#query").startswith("Query: token 280, ")

@@ -1,4 +1,4 @@
-"""The attention explorer: one HTML file in which a pointer asks what a query reads, level by level, with its weights."""
+"""The attention explorer: an HTML file that shows what the query under the pointer reads, and with which weights."""
 
 from .page import ImageInput, TextInput, write_page
 from .recording import Recording, record

@@ -74,16 +74,14 @@ class Recording:
         levels = [dict(width=cell, side=1, blocks=grid, parts=cell, lists=self._lists(0))]
         for level in () if self.near_only else geometry.levels:
             side = geometry.cell_width(level) // geometry.rank
-            levels.append(
-                dict(
-                    width=geometry.cell_width(level), side=side, blocks=geometry.summary_grid(level),
-                    parts=geometry.rank, lists=self._lists(level),
-                )  # fmt: skip
-            )
+            blocks, lists = geometry.summary_grid(level), self._lists(level)
+            width, parts = geometry.cell_width(level), geometry.rank
+            levels.append(dict(width=width, side=side, blocks=blocks, parts=parts, lists=lists))
         heads, _, channels = self.queries.shape
         return dict(
             name=self.name, grid=grid, heads=heads, channels=channels, causal=geometry.causal, scale=self.scale,
-            groupBias=self.group_bias, allTokens=geometry.num_levels == 0, levels=levels, queries=_packed(self.queries), keys=_packed(self.keys),
+            groupBias=self.group_bias, allTokens=geometry.num_levels == 0, levels=levels,
+            queries=_packed(self.queries), keys=_packed(self.keys),
             querySummaries=None if self.query_summaries is None else _packed(self.query_summaries),
         )  # fmt: skip
 

@@ -40,8 +40,9 @@ def dense_weights(core: CoreAttention, query: torch.Tensor, key: torch.Tensor, g
     query, key = query.double(), key.double()
     parts = [
         fma(
-            query, key, value, grid=grid, cell_size=max(grid) if full else core.cell_size, rank=1 if full else core.rank,
-            causal=core.causal, key_basis=core.key_basis and core.key_basis.double(), scale=core.scale,
+            query, key, value, grid=grid, causal=core.causal, scale=core.scale,
+            cell_size=max(grid) if full else core.cell_size, rank=1 if full else core.rank,
+            key_basis=core.key_basis and core.key_basis.double(),
             query_basis=core.query_basis and core.query_basis.double(), group_bias=core.group_bias,
             near_only=core.attention in ("near", "full"), backend="reference",
         )
@@ -142,11 +143,11 @@ def test_a_pointer_and_keys_change_it(browser, make_page, name, element):
 
 
 def test_layers_of_other_grids_keep_the_place(browser, tmp_path):
-    cores = {name: call(dict(ndim=2, cell_size=2, grid=grid)) for name, grid in {"fine": (16, 16), "coarse": (8, 8)}.items()}
-    recordings = [
-        record({name: core}, lambda core=core, query=query, key=key: core(query, key, key, (side, side)))[0]
-        for (name, (core, query, key)), side in zip(cores.items(), (16, 8), strict=True)
-    ]
+    def recording(name: str, side: int):
+        core, query, key = call(dict(ndim=2, cell_size=2, grid=(side, side)))
+        return record({name: core}, lambda: core(query, key, key, (side, side)))[0]
+
+    recordings = [recording("fine", 16), recording("coarse", 8)]
     write_page(tmp_path / "page.html", recordings, ImageInput(np.zeros((64, 64, 3), np.uint8), [4, 8]), "")
     with opened(browser, tmp_path / "page.html", size=(390, 844), dark=True) as shown_page:
         assert shown_page.inner_text("#query") == "Query: row 8, column 8"
