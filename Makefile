@@ -5,14 +5,15 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup opencv demo demo-seg demo-lm test lint wheel-check benchmark kernel-report gpu-check clean
+.PHONY: help setup opencv demo demo-seg demo-lm test lint docs wheel-check benchmark kernel-report gpu-check clean
 
 help:
 	@echo "make demo        train FMA2D on handwritten digits on the CPU (about 2 minutes)"
 	@echo "make demo-seg    train FMA2D with SegFormer's head on scenes of such digits on the CPU (about 3 minutes)"
 	@echo "make demo-lm     train language models of bytes with FMA, full and local attention on the CPU (about 3 minutes)"
 	@echo "make test        run the whole test suite"
-	@echo "make lint        check the style"
+	@echo "make lint        check the style and the types"
+	@echo "make docs        build the documentation site: work_dirs/site/index.html"
 	@echo "make wheel-check build the wheel, and use it in an empty environment (6 GB on disk while it runs)"
 	@echo "make benchmark   FMA, FMA-linear and full attention side by side on this machine"
 	@echo "make kernel-report registers, shared memory and spills of the fused kernels, without a GPU (about 80 seconds)"
@@ -52,6 +53,9 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
+
+docs: $(STAMP)
+	$(PY) tools/build_docs.py
 
 wheel-check: $(STAMP)
 	.ci/check_wheel.sh $(PY)

@@ -67,6 +67,13 @@ def convert_attention(
     Raises:
         ValueError: an argument is outside of the values stated above, or a layer has another attention, was converted
             before, or uses an option of its attention that FMA has no counterpart of. Nothing is changed then.
+
+    Example:
+        >>> from mmpretrain.models import VisionTransformer
+        >>> model = VisionTransformer(arch="deit-tiny", img_size=64, patch_size=8)
+        >>> model = convert_attention(model, cell_size=2, layers=range(8))
+        >>> sum(isinstance(module, CoreAttention) for module in model.modules())
+        8
     """
     require(attention in ATTENTIONS, "attention", attention, f"one of {', '.join(ATTENTIONS)}")
     library, name, backbone = _find_vision_transformer(model)

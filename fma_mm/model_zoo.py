@@ -85,6 +85,11 @@ def get_model(name: str, pretrained: bool | str = False, **kwargs) -> nn.Module:
 
     Raises:
         ValueError: there is no such name, or ``pretrained=True`` asks for weights and there are none.
+
+    Example:
+        >>> model = get_model("fma2d-nano_b64-16k_cifar10")  # pretrained=True: with the weights that ship
+        >>> model(torch.rand(1, 3, 32, 32), mode="tensor").shape
+        torch.Size([1, 10])
     """
     register_models()
     from mmpretrain import get_model

@@ -36,6 +36,11 @@ class FMA2DAttention(FMAttention, BaseModule):
     Raises:
         ValueError: an argument is outside of the values stated above.
         TypeError: there is no such option.
+
+    Example:
+        >>> attention = FMA2DAttention(embed_dims=64, num_heads=2, cell_size=4)
+        >>> attention(torch.rand(2, 24 * 32, 64), (24, 32)).shape
+        torch.Size([2, 768, 64])
     """
 
     def __init__(

@@ -208,6 +208,11 @@ class FMA2D(BaseModule):
         >>> backbone = FMA2D(arch="tiny", out_indices=(0, 1, 2, 3))
         >>> [tuple(x.shape) for x in backbone(torch.rand(1, 3, 256, 309))]
         [(1, 96, 64, 78), (1, 192, 32, 39), (1, 384, 16, 20), (1, 768, 8, 10)]
+
+    Example:
+        >>> backbone = FMA2D(arch="tiny", out_indices=(0, 1, 2, 3))
+        >>> [tuple(x.shape) for x in backbone(torch.rand(1, 3, 64, 96))]
+        [(1, 96, 16, 24), (1, 192, 8, 12), (1, 384, 4, 6), (1, 768, 2, 3)]
     """
 
     arch_zoo = {  # noqa: RUF012

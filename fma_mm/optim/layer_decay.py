@@ -34,7 +34,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ValueError: ``layer_decay_rate`` is missing or not in (0, 1], or the optimizer has no ``lr``.
         TypeError: the model has no ``backbone`` with ``get_layer_depth``.
 
-    Example:
+    Example of a config:
         >>> optim_wrapper = dict(
         ...     optimizer=dict(type="AdamW", lr=6e-5, weight_decay=0.01),
         ...     constructor="LayerDecayOptimWrapperConstructor",

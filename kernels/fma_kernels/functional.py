@@ -234,6 +234,14 @@ def fma_attention(
 
     Raises:
         ValueError: an argument is outside of what is stated above; the message names it.
+
+    Example:
+        >>> hierarchy = Hierarchy((64, 48), cell_size=8, rank=2)
+        >>> query, key, value = torch.randn(3, 1, 8, 64 * 48, 32)
+        >>> basis = SummaryBasis(8, 32, cell_size=8, rank=2, ndim=2, num_levels=hierarchy.num_levels)
+        >>> keys, values = (aggregate(x, basis, hierarchy) for x in (key, value))
+        >>> fma_attention(query, key, value, keys, values, hierarchy).shape
+        torch.Size([1, 8, 3072, 32])
     """
     given = (query, key, value, query_summaries, key_summaries, value_summaries)
     query, key, value, *summaries = in_autocast_dtype(*given)
@@ -315,6 +323,15 @@ def fma_linear_attention(
 
     Raises:
         ValueError: as :func:`fma_attention`, and if ``query_summaries`` is None.
+
+    Example:
+        >>> hierarchy = Hierarchy((1024,), cell_size=16)
+        >>> query, key, value = torch.randn(3, 1, 8, 1024, 32)
+        >>> basis = SummaryBasis(8, 32, cell_size=16, kind="mean")
+        >>> summaries = [aggregate(x, basis, hierarchy) for x in (key, value)]
+        >>> queries = aggregate(query, basis, hierarchy, queries=True)
+        >>> fma_linear_attention(query, key, value, queries, *summaries, hierarchy).shape
+        torch.Size([1, 8, 1024, 32])
     """
     require(query_summaries is not None, "query_summaries", None, "a tensor")
     summaries = (key_summaries, value_summaries)

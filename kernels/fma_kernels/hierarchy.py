@@ -42,6 +42,13 @@ class Hierarchy:
 
     Raises:
         ValueError: an argument is outside of what is stated above.
+
+    Example:
+        >>> hierarchy = Hierarchy((64, 64), cell_size=4)
+        >>> hierarchy.num_levels, hierarchy.num_summaries
+        (3, 336)
+        >>> len(hierarchy.near_list((8, 8))), len(hierarchy.interaction_list(1, (8, 8)))
+        (9, 27)
     """
 
     grid: tuple[int, ...]

@@ -45,6 +45,12 @@ class CoreAttention(nn.Module):
         head_dim: channels per head d.
 
     The other arguments, and the errors, are those of :class:`FMAttention`.
+
+    Example:
+        >>> attention = CoreAttention(8, 64, cell_size=8, rank=2, ndim=2)
+        >>> query, key, value = torch.randn(3, 1, 8, 32 * 48, 64)
+        >>> attention(query, key, value, grid=(32, 48)).shape
+        torch.Size([1, 8, 1536, 64])
     """
 
     def __init__(

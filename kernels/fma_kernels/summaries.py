@@ -60,6 +60,11 @@ class SummaryBasis(nn.Module):
 
     Raises:
         ValueError: an argument is outside of what is stated above.
+
+    Example:
+        >>> basis = SummaryBasis(8, 64, cell_size=16, rank=2)
+        >>> {name: tuple(weight.shape) for name, weight in basis.named_parameters()}
+        {'axis0_level1': (2, 16, 512), 'axis0_level2': (2, 4, 512)}
     """
 
     def __init__(
@@ -124,7 +129,7 @@ class SummaryBasis(nn.Module):
         return weight.unflatten(-1, (-1, self.head_dim)).permute(2, 0, 1, 3)
 
     def contract(self, x: Tensor, axis: int, level: int) -> Tensor:
-        """Make ``level`` along one axis of a grid (B, H, *grid, d), of which cells divide that axis.
+        """Make ``level`` along one axis of a grid ``(B, H, *grid, d)``, of which cells divide that axis.
 
         Args:
             x: what lies below, tokens or summaries.
@@ -208,6 +213,12 @@ def aggregate(
     Raises:
         ValueError: shapes, dtypes or devices do not fit together, the basis belongs to another geometry, a
             ``direct`` basis has too few levels, or ``backend`` cannot do it.
+
+    Example:
+        >>> hierarchy = Hierarchy((1024,), cell_size=16, rank=2)
+        >>> basis = SummaryBasis(8, 64, cell_size=16, rank=2)
+        >>> aggregate(torch.randn(1, 8, 1024, 64), basis, hierarchy).shape  # 128 + 64 + 32 + 16 + 8 summaries
+        torch.Size([1, 8, 248, 64])
     """
     refuse_jit_trace()
     require(isinstance(hierarchy, Hierarchy), "hierarchy", hierarchy, "a Hierarchy")

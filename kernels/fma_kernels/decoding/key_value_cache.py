@@ -18,6 +18,13 @@ class KeyValueCache:
     Args:
         scale: factor of the products; default 1 / sqrt(d).
         capacity: tokens to reserve memory for. More tokens double the memory when it is full.
+
+    Example:
+        >>> cache = KeyValueCache()
+        >>> cache.take(*torch.randn(3, 1, 8, 1000, 64)).shape  # the prompt
+        torch.Size([1, 8, 1000, 64])
+        >>> cache.take(*torch.randn(3, 1, 8, 1, 64)).shape
+        torch.Size([1, 8, 1, 64])
     """
 
     def __init__(self, *, scale: float | None = None, capacity: int = 0):

@@ -46,6 +46,14 @@ class DecodingState:
 
     Raises:
         ValueError: the bases cannot serve causal attention, or do not fit together.
+
+    Example:
+        >>> key_basis, value_basis = (SummaryBasis(8, 64, cell_size=16) for _ in range(2))
+        >>> state = DecodingState(key_basis, value_basis)
+        >>> state.take(*torch.randn(3, 1, 8, 1000, 64)).shape  # the prompt
+        torch.Size([1, 8, 1000, 64])
+        >>> state.take(*torch.randn(3, 1, 8, 1, 64)).shape  # the next token
+        torch.Size([1, 8, 1, 64])
     """
 
     def __init__(

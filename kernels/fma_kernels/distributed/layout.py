@@ -28,9 +28,9 @@ def own_tokens(grid: Sequence[int] | int, cell_size: int, group: ProcessGroup) -
     Raises:
         ValueError: there are fewer layers of cells than ranks.
 
-    Example:
-        >>> own_tokens(1000, 64, group)  # rank 1 of 2
-        range(512, 1000)
+    Example::
+
+        own_tokens(1000, 64, group)  # range(512, 1000) on rank 1 of 2
     """
     return _slab(grid, cell_size, group).tokens
 

@@ -28,9 +28,10 @@ class FMAContextParallel(ParallelStyle):
         ValueError: when it is applied: the module is no :class:`FMAttention` or :class:`CoreAttention`, its attention
             is ``"full"``, or it has global tokens.
 
-    Example:
-        >>> mesh = init_device_mesh("cuda", (8,), mesh_dim_names=("context",))
-        >>> parallelize_module(model, mesh["context"], {"blocks.*.attention": FMAContextParallel()})
+    Example::
+
+        mesh = init_device_mesh("cuda", (8,), mesh_dim_names=("context",))
+        parallelize_module(model, mesh["context"], {"blocks.*.attention": FMAContextParallel()})
     """
 
     def __init__(self, *, check: bool = True):

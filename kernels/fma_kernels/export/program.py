@@ -36,8 +36,10 @@ def decompositions() -> dict[Any, Callable]:
         A table for ``ExportedProgram.run_decompositions``.
 
     Example:
-        >>> program = torch.export.export(model.eval(), (images,))
-        >>> program = program.run_decompositions(fma_kernels.export.decompositions())
+        >>> program = torch.export.export(FMAttention(32, 2, cell_size=8).eval(), (torch.randn(1, 64, 32),))
+        >>> program = program.run_decompositions(decompositions())
+        >>> any("fma_kernels" in str(node.target) for node in program.graph.nodes)
+        False
     """
     ops = torch.ops.fma_kernels
     return {
