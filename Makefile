@@ -53,6 +53,7 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
+	$(PY) -m mypy
 
 docs: $(STAMP)
 	$(PY) tools/build_docs.py

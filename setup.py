@@ -116,6 +116,7 @@ setup(
         *find_packages(include=["fma_mm", "fma_mm.*", "lm", "lm.*"]),
     ],
     package_data={
+        "fma_kernels": ["py.typed"],  # type checkers of users read the annotations
         "fma_kernels.backends.cpp": ["source/*.h", "source/*.cpp"],  # compiled at first use
         "fma_mm": ["weights/*.pth"],
         "fma_tools.explorer": ["page.*"],

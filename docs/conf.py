@@ -14,7 +14,7 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["attrs_inline", "dollarmath", "html_image"]
+myst_enable_extensions = ["attrs_inline"]
 myst_heading_anchors = 4
 
 # Types stand in the signatures; what an argument means stands in the docstrings, in Google's style.

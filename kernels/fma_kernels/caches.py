@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 F = TypeVar("F", bound=Callable)
 
@@ -19,7 +19,7 @@ def cached(function: F) -> F:
     """
     wrapped = lru_cache(maxsize=64)(function)
     _caches.append(wrapped.cache_clear)
-    return wrapped
+    return cast(F, wrapped)
 
 
 def clear_caches() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -114,11 +114,12 @@ def fma(
         require_mask(key_padding_mask, query)
 
         def attend(query, key, value, grid, mask) -> tuple[Tensor, Tensor]:
-            return fma(
+            results = fma(
                 query, key, value, cell_size=cell_size, rank=rank, grid=grid, causal=causal, key_basis=key_basis,
                 value_basis=value_basis, query_basis=query_basis, scale=scale, group_bias=group_bias,
                 near_only=near_only, key_padding_mask=mask, dropout_p=dropout_p, return_lse=True, backend=backend,
             )  # fmt: skip
+            return cast(tuple[Tensor, Tensor], results)
 
         results = attend_packed(attend, query, key, value, found, cell_size, key_padding_mask)
         return results if return_lse else results[0]
@@ -126,44 +127,43 @@ def fma(
         length = query.shape[2] - num_global_tokens
         require(length >= 1, "query.shape", tuple(query.shape), f"more than {num_global_tokens} tokens in dimension 2")
         grid = (length,)
-    hierarchy = Hierarchy(grid, cell_size, rank, causal=causal)
-    bases = dict(key_basis=key_basis, value_basis=value_basis, query_basis=query_basis)
-    for name, basis in bases.items():
+    hierarchy = Hierarchy(tuple(grid), cell_size, rank, causal=causal)
+    for name, basis in dict(key_basis=key_basis, value_basis=value_basis, query_basis=query_basis).items():
         require(basis is None or not near_only, name, basis, "None with near_only=True")
         require(basis is None or isinstance(basis, SummaryBasis), name, basis, "a SummaryBasis or None")
     query, key, value = in_autocast_dtype(query, key, value)
     _check(query, key, value, hierarchy, key_padding_mask, num_global_tokens, dropout_p, backend)
-    options = dict(scale=scale, group_bias=group_bias, key_padding_mask=key_padding_mask, dropout_p=dropout_p)
-    options.update(num_global_tokens=num_global_tokens, return_lse=return_lse, backend=backend)
+    options: dict[str, Any] = dict(scale=scale, group_bias=group_bias, return_lse=return_lse, backend=backend)
+    options.update(key_padding_mask=key_padding_mask, num_global_tokens=num_global_tokens, dropout_p=dropout_p)
     if near_only:
         return _attention(query, key, value, None, None, None, hierarchy, **options)
 
     bases = (query_basis, key_basis or means(key, hierarchy), value_basis or means(value, hierarchy))
-    tokens = [_of_grid(x, num_global_tokens) for x in (query, key, value)]
+    tokens = _of_grid(query, key, value, num_global_tokens)
     work, scale = choose_backend(query, dropout_p, backend), scale_of(query, scale)
     fused = work not in ("torch", "reference") and all(basis is None or basis.kind != "direct" for basis in bases)
     if hierarchy.num_levels and fused:
-        weights = [
+        of_queries, of_keys, of_values = (
             None if basis is None else cell_weights(x, basis, hierarchy, queries=i == 0)
             for i, (x, basis) in enumerate(zip(tokens, bases, strict=True))
-        ]
+        )
         results = ops.fma(
-            *tokens, *weights, hierarchy, mask=key_padding_mask, scale=scale, group_bias=group_bias,
-            dropout_p=dropout_p, backend=work,
+            *tokens, of_queries, of_keys, of_values, hierarchy, mask=key_padding_mask, scale=scale,
+            group_bias=group_bias, dropout_p=dropout_p, backend=work,
         )  # fmt: skip
         return _complete(
             *results, query, key, value, scale=scale, key_padding_mask=key_padding_mask,
             num_global_tokens=num_global_tokens, dropout_p=dropout_p, return_lse=return_lse,
         )  # fmt: skip
-    summaries = [
+    query_summaries, key_summaries, value_summaries = (
         # Direct bases have no fused kernel. The attention still runs on the backend that was asked for.
         None if basis is None else aggregate(
             x, basis, hierarchy, key_padding_mask=key_padding_mask, queries=i == 0,
             backend="torch" if basis.kind == "direct" else backend,
         )
         for i, (x, basis) in enumerate(zip(tokens, bases, strict=True))
-    ]  # fmt: skip
-    return _attention(query, key, value, *summaries, hierarchy, **options)
+    )  # fmt: skip
+    return _attention(query, key, value, query_summaries, key_summaries, value_summaries, hierarchy, **options)
 
 
 def fma_attention(
@@ -244,16 +244,17 @@ def fma_attention(
         torch.Size([1, 8, 3072, 32])
     """
     given = (query, key, value, query_summaries, key_summaries, value_summaries)
-    query, key, value, *summaries = in_autocast_dtype(*given)
+    query, key, value, query_summaries, key_summaries, value_summaries = in_autocast_dtype(*given)
     _check(query, key, value, hierarchy, key_padding_mask, num_global_tokens, dropout_p, backend)
-    for name, x in zip(("query_summaries", "key_summaries", "value_summaries"), summaries, strict=True):
+    summaries = dict(query_summaries=query_summaries, key_summaries=key_summaries, value_summaries=value_summaries)
+    for name, x in summaries.items():
         if x is None:
             needless = name == "query_summaries" or (key_summaries is None and query_summaries is None)
             require(needless, name, None, "a tensor, as there are other summaries")
         else:
             require_like(name, x, "query", query, hierarchy.num_summaries)
     return _attention(
-        query, key, value, *summaries, hierarchy, scale=scale, group_bias=group_bias,
+        query, key, value, **summaries, hierarchy=hierarchy, scale=scale, group_bias=group_bias,
         key_padding_mask=key_padding_mask, num_global_tokens=num_global_tokens, dropout_p=dropout_p,
         return_lse=return_lse, backend=backend,
     )  # fmt: skip
@@ -290,7 +291,7 @@ def _attention(
         if not return_lse:
             return _full_attention(query, key, value, scale, key_padding_mask, dropout_p, hierarchy.causal)
         summaries = (None, None, None)  # all tokens are near
-    tokens = (_of_grid(x, num_global_tokens) for x in (query, key, value))
+    tokens = _of_grid(query, key, value, num_global_tokens)
     results = ops.attend(
         *tokens, *summaries, hierarchy, mask=key_padding_mask, scale=scale, group_bias=group_bias, dropout_p=dropout_p,
         backend=backend,
@@ -338,9 +339,11 @@ def fma_linear_attention(
     return fma_attention(query, key, value, *summaries, hierarchy, query_summaries=query_summaries, **options)
 
 
-def _of_grid(x: Tensor, num_global_tokens: int) -> Tensor:
+def _of_grid(query: Tensor, key: Tensor, value: Tensor, num_global_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """The tokens behind the global ones. Without any, no view stands between gradients that could be added in place."""
-    return x[:, :, num_global_tokens:] if num_global_tokens else x
+    if not num_global_tokens:
+        return query, key, value
+    return query[:, :, num_global_tokens:], key[:, :, num_global_tokens:], value[:, :, num_global_tokens:]
 
 
 def scale_of(query: Tensor, scale: float | None) -> float:

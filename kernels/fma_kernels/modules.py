@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,8 @@ class CoreAttention(nn.Module):
         self.attention, self.basis_kind = attention, basis_kind
         self.scale, self.group_bias, self.backend = scale, group_bias, backend
         self.num_global_tokens = num_global_tokens
-        self.group, self.check_ranks = None, True
+        self.group: ProcessGroup | None = None
+        self.check_ranks = True
 
         def basis(causal_queries: bool = False) -> SummaryBasis:
             return SummaryBasis(
@@ -128,7 +129,8 @@ class CoreAttention(nn.Module):
             )  # fmt: skip
         if cu_seqlens is None and grids is None:
             grid = self.resolve_grid(query.shape[-2], grid)
-            shapes, places = [grid], dict(grid=grid)
+            shapes: Sequence[tuple[int, ...]] = [grid]
+            places: dict[str, Any] = dict(grid=grid)
         else:
             require(grid is None, "grid", grid, "None with cu_seqlens or grids")
             shapes = resolve_grids(query.shape[-2], cu_seqlens, grids)
@@ -136,7 +138,7 @@ class CoreAttention(nn.Module):
             places = dict(grids=shapes)
         if self.attention == "none":
             return value
-        cells = dict(cell_size=self.cell_size, rank=self.rank, backend=self.backend)
+        cells: dict[str, Any] = dict(cell_size=self.cell_size, rank=self.rank, backend=self.backend)
         if self.attention == "full":  # one cell holds all tokens: PyTorch's own attention
             cells = dict(cell_size=max(map(max, shapes)), backend="torch")
         out = fma(
@@ -146,7 +148,7 @@ class CoreAttention(nn.Module):
             num_global_tokens=self.num_global_tokens, dropout_p=dropout_p, **cells,
         )  # fmt: skip
         hierarchies = [Hierarchy(shape, self.cell_size, self.rank, causal=self.causal) for shape in shapes]
-        return self._with_unread(out, max(hierarchies, key=lambda hierarchy: hierarchy.num_levels))
+        return self._with_unread(cast(Tensor, out), max(hierarchies, key=lambda hierarchy: hierarchy.num_levels))
 
     def _over_ranks(self, query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
         """:meth:`forward` of the tokens of this rank among those of all ranks of the group."""

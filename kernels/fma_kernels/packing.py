@@ -85,8 +85,7 @@ def groups(grids: tuple[tuple[int, ...], ...], cell_size: int) -> tuple[Group, .
     starts = accumulate(map(math.prod, grids), initial=0)
     parts = sorted(zip(starts, grids, strict=False), key=levels)
     found = []
-    for _, members in groupby(parts, levels):
-        members = tuple(members)
+    for members in (tuple(members) for _, members in groupby(parts, levels)):
         found.append(Group(tuple(map(max, zip(*(grid for _, grid in members), strict=True))), members))
     return tuple(found)
 
@@ -111,8 +110,8 @@ def padding_tables(group: Group, device: torch.device) -> tuple[Tensor, Tensor, 
         padding.append(place.flatten() < 0)
         places.append(start + place.flatten().clamp(min=0))
     mask = torch.stack(padding)
-    tables = torch.cat(places), mask, (~mask.flatten()).nonzero()[:, 0]
-    return tuple(table.to(device) for table in tables)
+    real = (~mask.flatten()).nonzero()[:, 0]
+    return torch.cat(places).to(device), mask.to(device), real.to(device)
 
 
 @cached
@@ -148,11 +147,14 @@ def attend_packed(
     outs, sums = [], []
     for group in found:
         places, padding, real = padding_tables(group, query.device)
-        cut = (x[0].index_select(1, places).unflatten(1, padding.shape).transpose(0, 1) for x in (query, key, value))
+
+        def cut(x: Tensor) -> Tensor:
+            return x[0].index_select(1, places).unflatten(1, padding.shape).transpose(0, 1)  # noqa: B023  called at once
+
         mask = padding if group.padded else None
         if key_padding_mask is not None:
             mask = padding | key_padding_mask[0][places].view_as(padding)
-        out, lse = attend(*cut, group.grid, mask)
+        out, lse = attend(cut(query), cut(key), cut(value), group.grid, mask)
         outs.append(out.transpose(0, 1).flatten(1, 2).index_select(1, real))
         sums.append(lse.transpose(0, 1).flatten(1, 2).index_select(1, real))
     order = order_of_row(found, query.device)

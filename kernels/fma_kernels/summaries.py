@@ -111,7 +111,7 @@ class SummaryBasis(nn.Module):
         """Set every weight to that of the mean of its sub-block."""
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter.copy_(_mean(*parameter.shape[:2], like=parameter).expand_as(parameter))
+                parameter.copy_(_mean(parameter.shape[0], parameter.shape[1], like=parameter).expand_as(parameter))
 
     def weight(self, axis: int, level: int, like: Tensor | None = None) -> Tensor:
         """Weights that make ``level`` along ``axis``, by head: (H or 1, outputs, inputs, d).
@@ -316,10 +316,10 @@ def _cell_weights(basis: SummaryBasis, hierarchy: Hierarchy, like: Tensor) -> tu
     # One level above the first is needed even where it makes nothing.
     above = range(2, max(2, min(hierarchy.num_levels, basis.num_levels)) + 1)
     lowest = [basis.weight(axis, 1, like) for axis in range(basis.ndim)]
-    upper = [torch.stack([basis.weight(axis, level, like) for level in above]) for axis in range(basis.ndim)]
-    upper = [weight.unflatten(-2, (2, -1)) for weight in upper]  # inputs by child
+    higher = [torch.stack([basis.weight(axis, level, like) for level in above]) for axis in range(basis.ndim)]
+    higher = [weight.unflatten(-2, (2, -1)) for weight in higher]  # inputs by child
     weight = reduce(partial(_combine, kinds=2), lowest)
-    upper = reduce(partial(_combine, kinds=3), upper).flatten(-3, -2)
+    upper = reduce(partial(_combine, kinds=3), higher).flatten(-3, -2)
     dtype = sum_dtype(like)
     return weight.to(dtype), (upper if hierarchy.num_levels > 1 else upper.detach()).to(dtype)
 

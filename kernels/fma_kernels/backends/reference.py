@@ -57,8 +57,8 @@ def attention(
         far_logits = query @ key_summaries.mT * scale
     else:
         levels = zip(sub_block.T, key_summaries.split(hierarchy.level_sizes, 2), strict=True)
-        far_logits = [query_summaries[:, :, number] @ keys.mT * scale for number, keys in levels]
-        far_logits = torch.cat(far_logits, -1) if far_logits else query.new_zeros(*query.shape[:3], 0)
+        by_level = [query_summaries[:, :, number] @ keys.mT * scale for number, keys in levels]
+        far_logits = torch.cat(by_level, -1) if by_level else query.new_zeros(*query.shape[:3], 0)
     if group_bias:
         far_logits = far_logits + count.clamp(min=1).log()[:, :, None]
     far_logits = far_logits.masked_fill(~(far & (count > 0)[:, :, None]), -math.inf)

@@ -95,11 +95,11 @@ def _full_bias(level_pass: LevelPass, group_bias: bool, device: torch.device) ->
 
 def _make_bias(level_pass: LevelPass, mask: Tensor, group_bias: bool) -> Tensor:
     hierarchy, level = level_pass.hierarchy, level_pass.level
-    counts = []
+    parts = []
     if level == 0:
-        counts.append((~level_pass.mask_of_tokens(mask)).float())
+        parts.append((~level_pass.mask_of_tokens(mask)).float())
     if level or level_pass.far:
         far = token_counts(hierarchy, mask.device, mask)
-        counts.append(far.split(hierarchy.level_sizes, 1)[level - 1] if level else far)
-    counts = torch.cat(counts, 1)
+        parts.append(far.split(hierarchy.level_sizes, 1)[level - 1] if level else far)
+    counts = torch.cat(parts, 1)
     return counts.log2() if group_bias else torch.where(counts > 0, 0.0, -math.inf)

@@ -46,7 +46,7 @@ def constant(function: F) -> F:
 
     :func:`torch.compiler.assume_constant_result` does the same, after an import of the compiler that takes a second.
     """
-    function._dynamo_marked_constant = True
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 

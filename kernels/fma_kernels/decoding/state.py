@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -133,22 +134,23 @@ class DecodingState:
         self._check(query, key, value, key_padding_mask)
         hierarchy = Hierarchy((key.shape[2],), self.cell_size, self.rank, causal=True)
         with torch.autocast(key.device.type, enabled=False):
-            options = dict(scale=self.scale, group_bias=self.group_bias, backend=self.backend)
+            options: dict[str, Any] = dict(scale=self.scale, group_bias=self.group_bias, backend=self.backend)
             options["key_padding_mask"] = mask = key_padding_mask
             if self.near_only:
                 out = fma_attention(query, key, value, None, None, hierarchy, **options)
                 self._take_tokens(key, value, mask)
-                return out
+                return cast(Tensor, out)
             # Summaries of a prompt in low precision are rounded only after those of the levels above were made.
             wide = [x.to(sum_dtype(key)) for x in (key, value)]
             summaries = [
                 aggregate(x, sums.basis, hierarchy, key_padding_mask=mask)
                 for x, sums in zip(wide, self._sums.values(), strict=True)
             ]
-            out = fma_attention(query, key, value, *(x.to(key.dtype) for x in summaries), hierarchy, **options)
+            keys, values = (x.to(key.dtype) for x in summaries)
+            out = fma_attention(query, key, value, keys, values, hierarchy, **options)
             self._take_tokens(key, value, mask)
             self._take_summaries(wide, summaries, hierarchy, mask)
-        return out
+        return cast(Tensor, out)
 
     @torch.no_grad()
     def step(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -173,7 +175,8 @@ class DecodingState:
             while start < key.shape[2]:
                 stop = min(start + self.cell_size - self.num_tokens % self.cell_size, key.shape[2])
                 mask = None if key_padding_mask is None else key_padding_mask[:, start:stop]
-                outputs.append(self._attend(*(x[:, :, start:stop] for x in (query, key, value)), mask))
+                now = slice(start, stop)
+                outputs.append(self._attend(query[:, :, now], key[:, :, now], value[:, :, now], mask))
                 self._num_tokens += stop - start
                 if self.num_tokens % self.cell_size == 0:
                     self._end_cell()
@@ -330,7 +333,7 @@ class DecodingState:
         exists = wide[0].new_ones(len(wide[0]), n, dtype=torch.bool) if mask is None else ~mask
         count = exists[:, : ended * m].unflatten(1, (-1, m // p)).sum(-1).to(self._bias.dtype)
         below = tokens
-        for level in range(1, min(ended.bit_length(), self._num_levels) + 1):
+        for level in range(1, int(min(ended.bit_length(), self._num_levels)) + 1):
             cells = ended >> (level - 1)
             if level > 1:
                 count = _pair_sums(count[:, : 2 * cells * p])

@@ -57,7 +57,7 @@ class Sums:
         return self.open.pop(level) if self.direct else self.of_cells(level, below, 1)
 
     def _direct_levels(self) -> range:
-        return range(1, self.num_levels + 1) if self.direct else range(0)
+        return range(1, int(self.num_levels) + 1) if self.direct else range(0)
 
     def _add(self, level: int, tokens: Tensor, offset: int) -> None:
         """Add tokens that lie in one cell of a level, ``offset`` tokens behind its start."""

@@ -53,7 +53,7 @@ class Call:
     def hierarchy(self, length: int) -> Hierarchy:
         """Geometry of the whole grid, or of a sequence of so many tokens if there is none."""
         grid = (length,) if self.grid is None else self.grid
-        return Hierarchy(grid, self.cell_size, self.rank, causal=self.causal)
+        return Hierarchy(tuple(grid), self.cell_size, self.rank, causal=self.causal)
 
     def bases(self) -> dict[str, SummaryBasis]:
         """The bases of the tokens that are summarised, by the name of these: queries if they have one, keys, values."""
@@ -149,7 +149,7 @@ def attend(call: Call, group: ProcessGroup, *, check: bool = True) -> tuple[Tens
     own = slab.own
     framed = F.pad(query, [0, 0, own.start, key.shape[2] - own.stop])  # numbered as keys are; nobody reads the zeros
     out, lse = ops.attend(
-        framed, key, value, *(summaries.get(name) for name in ("query", "key", "value")), hierarchy, mask=mask,
+        framed, key, value, summaries.get("query"), summaries.get("key"), summaries.get("value"), hierarchy, mask=mask,
         scale=scale_of(query, call.scale), group_bias=call.group_bias, dropout_p=call.dropout_p,
         backend=choose_backend(query, call.dropout_p, call.backend), slab=slab,
     )  # fmt: skip

@@ -103,4 +103,4 @@ def sum_gradients(parameters: Iterable[nn.Parameter], group: ProcessGroup) -> No
 
 
 def _slab(grid: Sequence[int] | int, cell_size: int, group: ProcessGroup) -> Slab:
-    return Slab(Hierarchy(grid if isinstance(grid, int) else tuple(grid), cell_size), group.rank(), group.size())
+    return Slab(Hierarchy((grid,) if isinstance(grid, int) else tuple(grid), cell_size), group.rank(), group.size())

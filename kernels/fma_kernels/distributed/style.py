@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ParallelStyle
@@ -41,7 +43,7 @@ class FMAContextParallel(ParallelStyle):
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         require(isinstance(module, (FMAttention, CoreAttention)), "module", module, "an FMAttention or a CoreAttention")
         require(device_mesh.ndim == 1, "device_mesh", device_mesh, "a mesh of one axis")
-        core = module.attention if isinstance(module, FMAttention) else module
+        core = cast(CoreAttention, module.attention if isinstance(module, FMAttention) else module)
         expected = "another: torch.distributed.tensor.experimental.context_parallel splits full attention"
         require(core.attention != "full", "attention", core.attention, expected)
         count = core.num_global_tokens

@@ -88,7 +88,8 @@ def _far(
     tables = constant(summary_tables, hierarchy)
     bias = _bias(tables, counts, hierarchy, True, False, group_bias, sum_dtype(query))
     results = _read(_logits(query, key, tables, bias), value, tables.keys)
-    return tuple(_in_order(x, tables) for x in results)
+    out, lse = results
+    return _in_order(out, tables), _in_order(lse, tables)
 
 
 def _logits(query: Tensor, keys: Tensor, tables: PassTables, bias: Tensor | None) -> Tensor:

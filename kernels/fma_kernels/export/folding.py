@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, fx
@@ -28,7 +29,8 @@ def fold_constants(module: fx.GraphModule) -> None:
                 if isinstance(value, Tensor):
                     values[node] = value.detach()
             elif _is_function(node) and all(x in values for x in node.all_input_nodes):
-                value = node.target(*fx.map_arg(node.args, values.get), **fx.map_arg(node.kwargs, values.get))
+                target = cast(Callable, node.target)
+                value = target(*fx.map_arg(node.args, values.get), **fx.map_arg(node.kwargs, values.get))
                 inputs = sum(_numbers(values[x]) for x in node.all_input_nodes)
                 if _is_constant(value) and _numbers(value) <= inputs + MOST_NEW_NUMBERS:
                     values[node] = value
@@ -36,7 +38,7 @@ def fold_constants(module: fx.GraphModule) -> None:
     made = set(folded)
     for number, node in enumerate([node for node in folded if not made.issuperset(node.users)]):
         name = f"folded_{number}"
-        module.register_buffer(name, values[node].clone(memory_format=torch.contiguous_format))
+        module.register_buffer(name, cast(Tensor, values[node]).clone(memory_format=torch.contiguous_format))
         with module.graph.inserting_before(node):
             constant = module.graph.get_attr(name)
         constant.meta["val"] = node.meta.get("val")
@@ -53,14 +55,15 @@ def _is_function(node: fx.Node) -> bool:
     """Whether a node calls an operator whose result depends on its arguments alone."""
     if node.op != "call_function" or node.target is operator.getitem:
         return node.op == "call_function"
-    known = isinstance(node.target, torch._ops.OpOverload)
-    return known and torch.Tag.nondeterministic_seeded not in node.target.tags
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded not in target.tags
 
 
 def _is_constant(value: object) -> bool:
     """Whether a result is a tensor, or the several tensors of an operator such as split."""
-    several = isinstance(value, (list, tuple)) and len(value) > 0
-    return isinstance(value, Tensor) or (several and all(isinstance(x, Tensor) for x in value))
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(isinstance(x, Tensor) for x in value)
+    return isinstance(value, Tensor)
 
 
 def _numbers(value: Tensor | Sequence[Tensor]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,11 +22,14 @@ from ..hierarchy import EMPTY, Hierarchy
 #: summaries of a cell whose interaction list is empty.
 UNREAD = -1e30
 
+#: A tensor, several of them in a named tuple, or None.
+T = TypeVar("T")
+
 #: Where constants of a program lie.
 CPU = torch.device("cpu")
 
 
-def constant(table: Callable[..., Tensor | NamedTuple | None], *args) -> Tensor | NamedTuple | None:
+def constant(table: Callable[..., T], *args) -> T:
     """The result of a function of the geometry, as constants of the graph that is being traced.
 
     The function runs outside of the trace: the caches of the library must keep real tensors.
@@ -40,8 +43,8 @@ def constant(table: Callable[..., Tensor | NamedTuple | None], *args) -> Tensor 
     # Of the ways to bring a tensor into a trace, this one stays functional; torch.tensor(list) does not.
     lift = torch.ops.aten.lift_fresh_copy.default
     if isinstance(found, tuple):
-        return type(found)(*(None if x is None else lift(x) for x in found))
-    return None if found is None else lift(found)
+        return cast(T, type(found)(*(None if x is None else lift(x) for x in found)))
+    return found if found is None else lift(found)
 
 
 def gather(x: Tensor, rows: Tensor) -> Tensor:

@@ -138,7 +138,8 @@ def _fma_backward(
     grads = attend_backward(grad_out, grad_lse, results, tokens, _far(summaries), hierarchy, options, backend)
     weights = (query_weight, query_upper, key_weight, key_upper, value_weight, value_upper)
     pooled = [*_pooled(tokens, weights, hierarchy)]
-    of_tokens, of_summaries, of_weights = grads[:3], grads[3:], []
+    of_tokens, of_summaries = grads[:3], grads[3:]
+    of_weights: list[Tensor] = []
     for i, (x, weight, upper, pyramid) in enumerate(pooled):
         add_to = of_tokens[i - len(pooled)]  # the last ones are pooled
         grad = pool_backward(of_summaries[i], x, weight, upper, mask, sums[i], pyramid, backend, add_to)

@@ -81,7 +81,7 @@ class _Call:
     def __init__(
         self, level_pass: LevelPass, query: Tensor, keys: list[Tensor], values: list[Tensor], options: Options
     ):
-        self.library, self.threads = library.load(), library.threads()
+        self.library, self.threads = library.loaded(), library.threads()
         carried = options.carry is not None
         if options.mask is None:
             self.geometry = _geometry(level_pass, options.group_bias, carried)

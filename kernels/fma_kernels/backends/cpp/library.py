@@ -14,6 +14,7 @@ import platform
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -38,6 +39,11 @@ def load() -> ctypes.CDLL | str:
         return str(error)
     except Exception as error:  # whatever it is, PyTorch can do the work
         return repr(error)
+
+
+def loaded() -> ctypes.CDLL:
+    """The library, where :func:`load` has one: the choice of a backend has asked before."""
+    return cast(ctypes.CDLL, load())
 
 
 def threads() -> int:

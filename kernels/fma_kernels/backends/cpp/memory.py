@@ -20,7 +20,7 @@ def empty(shape: Sequence[int]) -> Tensor:
     """A float32 tensor of any numbers, on huge pages where it is large and the operating system has them."""
     x = torch.empty(shape, dtype=torch.float32)
     if x.nbytes >= LARGE:
-        library.load().fma_use_huge_pages(pointer(x), c_size_t(x.nbytes))
+        library.loaded().fma_use_huge_pages(pointer(x), c_size_t(x.nbytes))
     return x
 
 

@@ -39,7 +39,7 @@ def forward(
         made = out if out.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32)
         geometry, inputs = _geometry(pyramid), _inputs(x, weight, upper, mask, pyramid)
         into = made if sums is None else sums
-        library.load().fma_pool(byref(geometry), byref(inputs), pointer(into), pointer(made), library.threads())
+        library.loaded().fma_pool(byref(geometry), byref(inputs), pointer(into), pointer(made), library.threads())
         if made is not out:
             out.copy_(made)
 
@@ -72,7 +72,7 @@ def backward(
             grad=grad.float(), sums=sums, grad_sums=memory.empty(sums.shape), x=grad_x, weight=grad_weight,
             upper=grad_upper, add=add,
         )  # fmt: skip
-        library.load().fma_pool_backward(byref(geometry), byref(inputs), byref(gradients), library.threads())
+        library.loaded().fma_pool_backward(byref(geometry), byref(inputs), byref(gradients), library.threads())
     if add_to is not None and not add:
         grad_x = add_to.add_(grad_x)
     return grad_x.to(x.dtype), grad_weight, grad_upper

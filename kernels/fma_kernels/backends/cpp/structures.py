@@ -18,7 +18,8 @@ class _Named(ctypes.Structure):
     """A structure that is made by naming its fields; it keeps the tensors whose addresses it holds."""
 
     def __init__(self, **fields: Any):
-        self._kept = tensors = []
+        tensors: list[Tensor] = []
+        self._kept = tensors
         for name, value in fields.items():
             if isinstance(value, Tensor):
                 tensors.append(value)

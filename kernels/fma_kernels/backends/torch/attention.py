@@ -88,8 +88,8 @@ class _BlockCall:
             k, v = (to_cells(x) for x in (k, v))  # (B * H, cells, tokens per cell, d)
             first_row = torch.arange(k.shape[0], device=k.device)[:, None, None] * k.shape[1]
             index = (tables(level_pass, k.device)[0][i] + first_row).flatten(0, 1)
-            rows = [x.flatten(0, 1).flatten(1) for x in (k, v)]
-            sources.append(_Source(*rows, index, biases[i].flatten(0, 1)[:, None]))
+            keys_of_rows, values_of_rows = (x.flatten(0, 1).flatten(1) for x in (k, v))
+            sources.append(_Source(keys_of_rows, values_of_rows, index, biases[i].flatten(0, 1)[:, None]))
         return sources
 
     def from_rows(self, i: int, x: Tensor) -> Tensor:
@@ -175,8 +175,8 @@ def forward(
     out, lse = into or (query.new_empty(query.shape), query.new_empty(query.shape[:-1], dtype=scratch.dtype))
     generator = options.generator(query.device, level_pass.level)
     for part in _head_groups(query):
-        sources = ([x[part] for x in keys], [x[part] for x in values])
-        call = _BlockCall(level_pass, query[part], *sources, options.of(part), generator, scratch)
+        cut = [x[part] for x in keys], [x[part] for x in values]
+        call = _BlockCall(level_pass, query[part], *cut, options.of(part), generator, scratch)
         out[part], lse[part] = _forward(call)
     return out, lse
 
@@ -230,8 +230,8 @@ def backward(
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, *sources, *carry)]
     generator, scratch = options.generator(query.device, level_pass.level), _scratch(query)
     for part in _head_groups(query):
-        sources = ([x[part] for x in keys], [x[part] for x in values])
-        call = _BlockCall(level_pass, query[part], *sources, options.of(part), generator, scratch)
+        cut = [x[part] for x in keys], [x[part] for x in values]
+        call = _BlockCall(level_pass, query[part], *cut, options.of(part), generator, scratch)
         parts = _backward(call, grad_out[part], grad_lse[part], out[part], lse[part])
         for gradient, x in zip(gradients, parts, strict=True):
             gradient[part] = x

@@ -17,6 +17,9 @@ from . import attention_kernels as kernels
 from . import pooling, pooling_kernels
 from .attention_tilings import KERNELS, TILINGS, Tiling, padded
 
+#: Which cases are compiled when.
+Tier = Literal["plain", "usual", "all"]
+
 
 class Case(NamedTuple):
     """A kernel to compile.
@@ -40,7 +43,7 @@ class Case(NamedTuple):
     warps: int
     stages: int
     tensor_cores: bool = False
-    tier: Literal["plain", "usual", "all"] = "plain"
+    tier: Tier = "plain"
 
 
 #: Arguments in the dtype of the queries, unless a case says otherwise.
@@ -177,7 +180,7 @@ def _pooling(name: str, pyramid: Pyramid, dtype: str, dim: int) -> Iterator[Case
 
     def case(kind: str, kernel: triton.JITFunction, constants: dict[str, Any], **types: str) -> Case:
         types = {arg: types.get(arg, "i32") for arg in kernel.arg_names if arg not in constants}
-        tier = "usual" if name.endswith(_USUAL_CELLS) else "all"
+        tier: Tier = "usual" if name.endswith(_USUAL_CELLS) else "all"
         return Case(f"{kind} {name}", kernel, types, constants, pooling.WARPS, pooling.STAGES, tier=tier)
 
     tables = dict.fromkeys(("INPUT_ROWS", "ROWS", "CELLS", "PARENTS", "BOUNDS"), "*i32")
