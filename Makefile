@@ -56,7 +56,7 @@ lint: $(STAMP)
 	$(PY) -m mypy
 
 docs: $(STAMP)
-	$(PY) tools/build_docs.py
+	$(PY) docs/build.py
 
 wheel-check: $(STAMP)
 	.ci/check_wheel.sh $(PY)

@@ -40,7 +40,7 @@ def own_default_scope() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What the libraries have made stays, so that none of mmengine's collections of garbage looks at it again."""
+    """Objects that the libraries have made stay: mmengine's collections of garbage need not look at them again."""
     gc.collect()
     gc.freeze()
 

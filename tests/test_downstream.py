@@ -74,7 +74,7 @@ def check_learning(cfg: Config, checkpoint: Path, sample: object) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """What training a classifier on ImageNet leaves, with weights that no initialisation gives."""
+    """The checkpoint of a classifier of ImageNet, with weights that no initialisation gives."""
     torch.manual_seed(0)
     state = {f"backbone.{name}": torch.randn_like(x) / 8 for name, x in FMA2D("tiny").state_dict().items()}
     path = tmp_path_factory.mktemp("weights") / "epoch_300.pth"

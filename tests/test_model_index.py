@@ -65,7 +65,7 @@ def test_results_state_the_task_and_only_what_was_trained():
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["Name"])
 def test_figures(entry, one_thread):
-    """Those of the whole model, on an image of the size in its name."""
+    """Parameters and FLOPs of the whole model, on an image of the size in its name."""
     usual = 32 if "cifar10" in entry["Name"] else 224
     size = int((re.search(r"-(\d+)(px|x\d+)$", entry["Name"]) or [0, usual])[1])
     cfg = Config.fromfile(ROOT / entry["Config"])

@@ -38,7 +38,7 @@ def add_arguments(parser: ArgumentParser, out: str) -> None:
 
 
 def output_path(option: str, path: str, suffix: str, force: bool) -> Path:
-    """Where to write a file.
+    """Path of a file to write.
 
     Args:
         option: the option that names the file.
@@ -89,7 +89,7 @@ def backbone_class(cfg: Config) -> type | None:
 
 
 def weights_origin(cfg: Config, checkpoint: str | None) -> str:
-    """Where the weights that :func:`build_model` gives come from, in words for the user."""
+    """Origin of the weights that :func:`build_model` gives, in words for the user."""
     if checkpoint is not None:
         return f"weights of {Path(checkpoint).name}"
     return "initial weights of the config's init_cfg" if "Pretrained" in str(cfg.model) else "random initial weights"

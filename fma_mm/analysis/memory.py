@@ -38,7 +38,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Peak:
-    """What there is at the moment when it is most.
+    """Tensors at the moment of the largest memory.
 
     Attributes:
         blocks: the memory, piece by piece.
@@ -132,7 +132,7 @@ class MemoryLog(TorchDispatchMode):
         self._events[:] = [(1, block) for block in live]
 
     def peak(self) -> Peak:
-        """What there was at the moment when it was most."""
+        """Tensors at the moment of the largest memory so far."""
         totals = list(accumulate((sign * block.size for sign, block in self._events), initial=0))
         return Peak([*self._live(totals.index(max(totals))).values()])
 

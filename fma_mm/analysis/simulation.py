@@ -31,7 +31,7 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a step is simulated on.
+    """Batch, image size and precision of a simulated step.
 
     Attributes:
         batch_size: samples of the batch.

@@ -1,4 +1,4 @@
-"""What a file of a model of mmpretrain or mmseg computes."""
+"""A model of mmpretrain or mmseg as one function of an image, to be written to a file."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class DeployedModel(nn.Module):
 
     @property
     def input_kind(self) -> str:
-        """What the image is: :data:`PIXELS` or :data:`NORMALIZED`."""
+        """Kind of image that the file takes: :data:`PIXELS` or :data:`NORMALIZED`."""
         return NORMALIZED if self.normalization is None else PIXELS
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

@@ -92,7 +92,7 @@ def groups(grids: tuple[tuple[int, ...], ...], cell_size: int) -> tuple[Group, .
 
 @cached
 def padding_tables(group: Group, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """How a group is cut out of the row.
+    """Index tables that cut a group out of the row.
 
     Args:
         group: the group.
@@ -116,7 +116,7 @@ def padding_tables(group: Group, device: torch.device) -> tuple[Tensor, Tensor, 
 
 @cached
 def order_of_row(found: tuple[Group, ...], device: torch.device) -> Tensor:
-    """Where each token of the row lies in the results of all groups, one behind the other: (T,), int64."""
+    """Place of each token of the row in the results of all groups, one behind the other: (T,), int64."""
     tokens = [torch.arange(start, start + math.prod(grid)) for group in found for start, grid in group.parts]
     return torch.cat(tokens).argsort().to(device)
 

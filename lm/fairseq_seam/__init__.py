@@ -1,1 +1,1 @@
-"""Where the plugin meets fairseq: registration of models, wrappers of layers, precision flags, patches."""
+"""Seam between the plugin and fairseq: registration of models, wrappers of layers, precision flags, patches."""

@@ -197,7 +197,7 @@ def test_training_step(make_runner, ade20k, one_thread, tmp_path, config):
 
 @cache
 def parameter_settings(config: Path) -> dict[str, dict]:
-    """What the optimizer does with each parameter, and whether it is one of a layer normalisation."""
+    """Learning rate and decay of each parameter, and whether it is one of a layer normalisation."""
     cfg = Config.fromfile(config)
     init_default_scope("mmseg")
     model = MODELS.build(cfg.model)

@@ -114,7 +114,7 @@ def test_baselines_share_the_recipe(baseline):
 
 
 def test_pretrained_backbone_is_loaded(tmp_path):
-    """What pre-training saves is what fine-tuning starts from; smaller models stand for both."""
+    """Fine-tuning starts from the file that pre-training saves; smaller models stand for both."""
     init_default_scope("mmpretrain")
     small = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
     before, after = load("fma2d-large_8xb128_in22k"), load("fma2d-large_in22k-pre_8xb64_in1k-384px")

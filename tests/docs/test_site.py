@@ -32,7 +32,7 @@ class Page(HTMLParser):
 def site(tmp_path_factory) -> Path:
     """The site, as ``make docs`` builds it: a warning would fail it."""
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, str(ROOT / "tools/build_docs.py"), "--out", str(out)]
+    command = [sys.executable, str(ROOT / "docs/build.py"), "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0 and "WARNING:" not in done.stderr, done.stderr[-3000:]
     return out

@@ -94,7 +94,7 @@ def run(model, x, seed=2):
 )
 @pytest.mark.parametrize("case", CASES)
 def test_full_attention_keeps_outputs_and_gradients(case, attention, size):
-    """That of two cells per side, and the control on images of any size."""
+    """A grid of two cells per side, and the control on images of any size."""
     build, options = CASES[case]
     original = trained(build, **options)
     converted = convert_attention(copy.deepcopy(original), cell_size=4, attention=attention)

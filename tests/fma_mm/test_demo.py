@@ -74,7 +74,7 @@ def test_augmented_testing_agrees_with_itself_and_mirrors_no_digit(evaluate, tmp
 
 
 def run(config: Path, work_dir: Path, *options: str) -> str:
-    """What tools/train.py prints, which `make demo` and `make demo-seg` run."""
+    """Output of tools/train.py, which `make demo` and `make demo-seg` run."""
     command = [sys.executable, "tools/train.py", config, "--work-dir", work_dir, *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return result.stdout + result.stderr

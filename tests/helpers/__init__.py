@@ -1,1 +1,1 @@
-"""What tests of several folders share: problems, models, small archives, processes."""
+"""Code that tests of several folders share: problems, models, small archives, processes."""

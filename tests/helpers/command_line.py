@@ -6,7 +6,7 @@ import pytest
 
 
 def error_of(main: Callable[[list[str]], object], capsys: pytest.CaptureFixture, *arguments: object) -> str:
-    """What a tool says after ``error:``, in its last line, before it ends with status 2.
+    """The last line of a tool that ends with status 2, behind ``error:``.
 
     Args:
         main: the tool.

@@ -42,7 +42,7 @@ def training_flags(model: str, save_dir: Path, flags: str = "") -> list[str]:
 
 
 def logged(output: str, name: str) -> list[dict]:
-    """What a command has logged under a name (train_inner, train, valid), with ``--log-format json``."""
+    """Lines that a command has logged under a name (train_inner, train, valid), with ``--log-format json``."""
     return [json.loads(line) for line in re.findall(rf"\| {name} \| (\{{.*\}})$", output, re.MULTILINE)]
 
 
@@ -98,13 +98,13 @@ class Command:
         return self.process.exitcode
 
     def output(self) -> str:
-        """What it printed, once it has ended well."""
+        """Its output, once it has ended well."""
         code, text = self.wait(), self.log.read_text()
         assert code == 0, text
         return text
 
     def error(self) -> str:
-        """What it printed, once it has ended with an error."""
+        """Its output, once it has ended with an error."""
         code, text = self.wait(), self.log.read_text()
         assert code > 0, text
         return text

@@ -34,7 +34,7 @@ def tar_bytes(files: dict[str, bytes], mode: str = "w") -> bytes:
 
 
 def described(path: Path) -> Archive:
-    """What the official download page would say of the file."""
+    """Size and checksum of a file, as an official download page states them."""
     contents = path.read_bytes()
     return Archive(path.name, len(contents), hashlib.md5(contents).hexdigest())
 

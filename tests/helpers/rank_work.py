@@ -1,4 +1,4 @@
-"""What the ranks of the tests do: functions of a module, so that they travel to the processes."""
+"""Work for the ranks of the tests: functions of a module, so that they travel to the processes."""
 
 import copy
 
@@ -63,7 +63,7 @@ def _largest(a, b):
 
 
 def message(group, arguments_by_rank):
-    """What a rank says about its arguments for :func:`fma`: pairs of shape and arguments by rank."""
+    """The error of :func:`fma` on this rank; the shape and the arguments are given by rank."""
     shape, arguments = arguments_by_rank[group.rank()]
     x = torch.zeros(shape)
     try:

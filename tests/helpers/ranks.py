@@ -32,7 +32,7 @@ class Ranks:
             self._processes.append(process)
 
     def run(self, size: int, work: Callable, *args: Any) -> list[Any]:
-        """What ``work(group, *args)`` returns on each of the first ``size`` ranks.
+        """Results of ``work(group, *args)`` on each of the first ``size`` ranks.
 
         Args:
             size: number of ranks, 2 or more.

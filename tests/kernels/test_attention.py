@@ -254,7 +254,7 @@ def test_group_bias_off_reads_a_summary_like_a_token(attends):
 
 @ALL
 def test_large_logits_give_finite_gradients_beside_partial_cells(attends):
-    """What lies beyond the grid has logits too, as large as any: they must not reach a gradient as 0 * infinity."""
+    """Places beyond the grid have logits too, as large as any: these must not reach a gradient as 0 * infinity."""
     problem = make_problem(Hierarchy((21,), 4, 2), attends=attends)
     problem.tensors = [(30 * x.detach()).requires_grad_() for x in problem.tensors]
     for mine, theirs in zip(gradients(problem, "torch"), gradients(problem, "reference"), strict=True):
@@ -299,7 +299,7 @@ def test_autocast_computes_in_its_dtype(attends):
 
 @ALL
 def test_training_goes_on_after_inference_mode(attends):
-    """What is remembered per geometry is made at the first call, whatever mode that is in."""
+    """Tables that are kept per geometry are made at the first call, in whatever mode."""
     problem = make_problem(Hierarchy((53,), 4, 2), attends=attends)
     with torch.inference_mode():
         expected = problem.attention("torch").clone()

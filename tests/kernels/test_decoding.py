@@ -129,7 +129,7 @@ def test_a_step_after_any_prompt_equals_the_prompt_longer_by_one(kind, masked):
 
 
 def expected_bytes(tokens, basis, batch, size):
-    """What the documentation states, with keys and values in numbers of ``size`` bytes."""
+    """The bytes that the documentation states, with keys and values in numbers of ``size`` bytes."""
     m, p = basis.cell_size, basis.rank
     levels = Hierarchy((tokens + 1,), m, p).num_levels
     rows, latest, begun = 2 * m + 2 * p * levels, p * (levels + 1 if tokens >= m else 0), 0

@@ -70,7 +70,7 @@ def test_segmentor(counted, segmentor):
 
 
 def test_attention_that_a_hook_converts(counted, vit):
-    """What counts is the model that is trained: 8x8 patches in cells of one, and a class token that reads all."""
+    """The figures are of the model that is trained: 8x8 patches in cells of one, and a class token that reads all."""
     _, full = counted(vit)
     vit.write_text(vit.read_text() + "custom_hooks = [dict(type='ConvertAttentionHook', cell_size=1)]\n")
     _, converted = counted(vit)

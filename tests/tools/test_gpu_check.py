@@ -231,7 +231,7 @@ def test_a_step_has_passed_when_tests_passed(check, monkeypatch, tmp_path, tests
 
 @pytest.fixture
 def commands(check, monkeypatch):
-    """What would run on a machine with a GPU; commands.status is what a command with a word in it ends with."""
+    """Commands that would run on a machine with a GPU; commands.status is the status of those with a word in them."""
 
     class Commands(list):
         status: dict = {}  # noqa: RUF012

@@ -143,7 +143,7 @@ def test_new_lengths_compile_nothing(described):
 
 
 def test_views_compile_nothing(described):
-    """How a level's part of a buffer is aligned depends on the length; the attention compiles no kernel for that."""
+    """The length decides how a level lies in a buffer; the attention compiles no kernel for it."""
     views = {"Q", "K", "V", "FAR_K", "FAR_V", "OUT", "LSE", "CARRY", "CARRY_LSE", "GRAD_OUT", "BIAS"}
     for case in described["cases"]:
         if case["function"].startswith("attend_"):

@@ -27,7 +27,7 @@ from .onnx_files import counts, difference, operators, removed_on_failure, requi
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to export, and how.
+    """Settings of an export.
 
     Attributes:
         size: height and width of the image.
@@ -143,7 +143,7 @@ def _times(model: nn.Module, run: Callable[[Tensor], object], images: Tensor, ro
 
 
 def _runner(request: Request) -> Callable[[Tensor], list[Tensor]]:
-    """What runs the file."""
+    """The runtime that runs the file."""
     if request.format == "onnx":
         return OnnxNetwork(request.out)
     module = torch.export.load(request.out).module()

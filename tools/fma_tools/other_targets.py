@@ -56,7 +56,7 @@ class TargetRow:
     spills: int
 
     def offences(self) -> Iterator[str]:
-        """What keeps the kernel from running well, or at all."""
+        """The reasons why the kernel would run badly, or not at all."""
         if self.shared > TARGETS[self.target].shared:
             yield f"{self.shared} bytes of shared memory, expected at most {TARGETS[self.target].shared}"
         if self.spills:

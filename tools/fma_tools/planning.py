@@ -1,4 +1,4 @@
-"""What cell size and rank cost, and what they keep: the figures behind tools/plan.py."""
+"""Costs of cell sizes and ranks, and the detail that they keep: the figures behind tools/plan.py."""
 
 from __future__ import annotations
 

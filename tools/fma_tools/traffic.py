@@ -60,7 +60,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a rank sends and gets in the forward pass of a layer of FMA; the backward pass reverses the two.
+    """Bytes that a rank sends and gets in the forward pass of a layer of FMA; the backward pass reverses the two.
 
     Attributes:
         halo_sent, halo_received: bytes of keys and values of cells, from and to neighbours.

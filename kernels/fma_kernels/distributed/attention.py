@@ -88,7 +88,7 @@ class Call:
                 check_basis(basis, query, hierarchy, queries=name == "query_basis")
 
     def description(self) -> dict[str, float]:
-        """What has to be the same on all ranks, and the number of tokens of this one."""
+        """The arguments that have to be the same on all ranks, and the number of tokens of this one."""
         self.check(self.hierarchy(max(1, self.query.shape[2])))
         batch, heads, length, dim = self.query.shape
         sizes = (*(self.grid or ()), 0, 0, 0)[:3]

@@ -121,7 +121,7 @@ def _bias(
     group_bias: bool,
     dtype: torch.dtype,
 ) -> Tensor | None:
-    """What is added to the logits: (cells, 1, K), or (B, 1, cells, 1, K) with ``counts`` of a mask; None for zeros."""
+    """Bias of the logits: (cells, 1, K), or (B, 1, cells, 1, K) with ``counts`` of a mask; None for zeros."""
     if counts is None:
         return constant(bias_of_keys, hierarchy, far, tokens, group_bias, dtype)
     counts = counts.to(dtype)

@@ -25,7 +25,7 @@ OPSET = 20
 
 
 def decompositions() -> dict[Any, Callable]:
-    """How the operators of ``fma_kernels`` are made of standard ones, for ``torch.export`` programs.
+    """The operators of ``fma_kernels`` in terms of standard ones, for ``torch.export`` programs.
 
     The attention becomes gathers by constant index tables, two matrix products and one softmax; summaries become
     products and sums of blocks. All forms are covered: FMA, FMA-linear, near field, causal or not, one to three axes,

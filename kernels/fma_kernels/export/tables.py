@@ -53,7 +53,7 @@ def gather(x: Tensor, rows: Tensor) -> Tensor:
 
 
 class PassTables(NamedTuple):
-    """What the queries of each cell are, and what they read; int64, with places to be ignored filled by the cell's own.
+    """Queries of each cell, and the keys that they read; int64; places to be ignored hold the cell's own.
 
     Attributes:
         queries: (cells, T) rows of the queries.
@@ -121,7 +121,7 @@ def summary_tables(hierarchy: Hierarchy) -> PassTables:
 
 
 class CarryTables(NamedTuple):
-    """What the tokens of a cell take from query summaries: for every level those of the sub-blocks they lie in.
+    """Query summaries that the tokens of a cell take from: of every level, those of the sub-blocks that they lie in.
 
     Attributes:
         rows: (cells, P * L) rows among the summaries of all levels, sub-block by sub-block of level 1.
@@ -179,7 +179,7 @@ def bias_of_keys(hierarchy: Hierarchy, far: bool, tokens: bool, group_bias: bool
 
 
 class PoolTables(NamedTuple):
-    """How cells join what lies below them; int64, 0 for what does not exist.
+    """Rows of the level below that each cell is made of; int64, 0 for a row that does not exist.
 
     Attributes:
         rows: (cells, inputs) rows below: tokens, or the summaries of the level below in the order of their cells.

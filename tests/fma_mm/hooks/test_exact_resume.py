@@ -40,7 +40,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[tuple[str, str], dict]:
-    """Where runs without a stop ended, by config and settings."""
+    """Final states of runs without a stop, by config and settings."""
     return {}
 
 

@@ -84,7 +84,7 @@ def decayed(model: nn.Module, scope: str, paramwise_cfg: dict) -> dict[str, dict
 
 
 def layers_above(name: str, layers: list[list[str]]) -> int:
-    """How many times a parameter's rate is decayed."""
+    """Number of times that a parameter's rate is decayed."""
     for i, prefixes in enumerate(layers):
         if name.startswith(tuple(f"backbone.{prefix}" for prefix in prefixes)):
             return len(layers) - i

@@ -81,7 +81,7 @@ class Machine:
         return sorted(self.cache.glob("*.so"))
 
     def reload(self) -> ctypes.CDLL | str:
-        """What another process would find."""
+        """The library that another process would find."""
         library.load.cache_clear()
         return library.load()
 

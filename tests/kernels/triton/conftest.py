@@ -1,4 +1,4 @@
-"""What the tests of the fused kernels share."""
+"""Fixtures of the tests of the fused kernels."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture
 def poisoned():
-    """What a kernel does not write is NaN."""
+    """Memory that a kernel does not write is NaN."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory

@@ -318,7 +318,7 @@ def test_lists_name_every_pair_once():
 
 
 def pairs(schedule, owners, partners):
-    """How often each (owner row, partner row) is named."""
+    """Number of times that each (owner row, partner row) is named."""
     count = torch.zeros(owners, partners, dtype=torch.int64)
     for item, (first, last) in enumerate(zip(schedule.first[:-1], schedule.first[1:], strict=True)):
         rows, entries = schedule.rows[item], schedule.partners[first:last].long()

@@ -1,4 +1,4 @@
-"""What PyTorch does with modules works with the fused kernels inside: tracing, compiling, exporting, recomputing."""
+"""Tracing, compiling, exporting and recomputing work with the fused kernels inside a module."""
 
 from functools import partial
 
@@ -230,7 +230,7 @@ def test_another_length_compiles_no_kernel(kind):
 
 @KINDS
 def test_a_longer_sequence_has_one_kernel_more_at_most(monkeypatch, kind):
-    """What kernels are compiled for, over growing lengths: that which pools the levels above the first four is new."""
+    """Growing lengths compile one new kernel: the one that pools the levels above the first four."""
     kernels, seen = (attention_kernels, pooling_kernels), set()
 
     class Recorded:

@@ -30,7 +30,7 @@ def hypotheses(output: str) -> dict[int, list[str]]:
 
 
 def greedy(model: torch.nn.Module, dictionary: Dictionary, prompt: str, length: int) -> str:
-    """What follows a prompt word by word, from the whole sequence each time."""
+    """Continuation of a prompt, word by word, from the whole sequence each time."""
     tokens = [dictionary.eos(), *(dictionary.index(str(byte)) for byte in prompt.encode())]
     while len(tokens) <= length:
         scores, _ = model(torch.tensor([tokens]))

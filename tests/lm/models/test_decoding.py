@@ -20,7 +20,7 @@ CHUNKS = st.one_of(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.inte
 
 
 def states_of(model, state: dict) -> Iterator:
-    """What every layer keeps."""
+    """The state of every layer."""
     for layer in model.decoder.layers:
         yield layer.self_attn.get_incremental_state(state, "decoding")
 

@@ -18,7 +18,7 @@ def pad(sequences: list[torch.Tensor], left: bool, extra: int = 0) -> torch.Tens
 
 
 def rows(x: torch.Tensor, lengths: list[int], left: bool) -> list[torch.Tensor]:
-    """What belongs to each sequence of a padded batch (B, N, ...)."""
+    """Tokens of each sequence of a padded batch (B, N, ...)."""
     return [row[-n:] if left else row[:n] for row, n in zip(x, lengths, strict=True)]
 
 

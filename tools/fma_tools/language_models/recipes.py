@@ -119,6 +119,6 @@ def training_command(
 
 
 def default_out(config: Path, variant: Variant | None, context: int | None) -> Path:
-    """Where a run writes unless it is told."""
+    """Default folder of a run."""
     parts = [config.stem, *([] if context is None else [str(context)]), *([variant.folder] if variant else [])]
     return Path("work_dirs", "_".join(parts))

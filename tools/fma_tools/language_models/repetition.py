@@ -1,4 +1,4 @@
-"""How far back a token's text stood before: what attention can copy, and from where."""
+"""Distance back to the last repetition of a text: attention can copy from there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RANGES = ("1-16", "17-64", "65-256", "> 256", "new")
 
 
 def distances(tokens: list[int], length: int = LENGTH) -> list[int]:
-    """How far back the last ``length`` tokens up to each token stood last, in the same order.
+    """Distance from each token back to the last place where the ``length`` tokens up to it stood in the same order.
 
     So a token is repeated if a model that finds its context again can copy it (arXiv 2312.04927 counts pairs of
     words as such).

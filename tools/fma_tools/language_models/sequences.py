@@ -27,7 +27,7 @@ LIMITS = (16, 32)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often a model was right.
+    """Accuracy of a model.
 
     Attributes:
         right, count: by range of distance, or of the whole alone.
@@ -55,7 +55,7 @@ def ranges() -> list[str]:
 
 @torch.no_grad()
 def accuracy(checkpoint: Path, data: Path, split: str) -> Accuracy:
-    """How often the most probable class, or answer, of a trained model is right.
+    """Share of samples whose most probable class, or answer, is right.
 
     Args:
         checkpoint: of a model of the task ``sentence_prediction`` or ``recall``.

@@ -87,7 +87,7 @@ class PoolGradients(_Named):
 
 
 def strides(x: Tensor) -> Strides:
-    """Where the rows of a tensor (B, H, n, d) lie."""
+    """Address and strides of the rows of a tensor (B, H, n, d)."""
     return Strides(*x.stride()[:3])
 
 

@@ -1,4 +1,4 @@
-"""How far back a text stood last, against a search through all places."""
+"""Distances back to a text, against a search through all places."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Build the documentation site: pages by Sphinx, where a warning is an error, and two pages of the explorer.
 
-    python tools/build_docs.py                    # to work_dirs/site; open work_dirs/site/index.html
-    python tools/build_docs.py --out DIR
+    python docs/build.py                    # to work_dirs/site; open work_dirs/site/index.html
+    python docs/build.py --out DIR
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def explorer_pages(out: Path) -> None:
 
 
 def tool(name: str, *arguments: object) -> None:
-    """Run a tool of this folder.
+    """Run a tool.
 
     Raises:
         CommandError: it failed; what it wrote is the message.
     """
-    command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         raise CommandError(f"{name}.py: {done.stdout}")
