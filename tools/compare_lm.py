@@ -44,10 +44,10 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="recipe, a file of configs/lm")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what fairseq-preprocess wrote")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder that fairseq-preprocess wrote")
     parser.add_argument(
         "--attention", nargs="+", type=Variant.parse, required=True, metavar="ATTENTION",
-        help="what to compare, written as for train_lm.py; ratios are to the first",
+        help="attentions to compare, written as for train_lm.py; ratios are to the first",
     )  # fmt: skip
     parser.add_argument("--context", type=int, required=True, metavar="TOKENS", help="tokens per sample")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/compare_lm"), metavar="DIR", help="%(default)s")

@@ -26,10 +26,10 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="recipe: configs/lm/listops.yaml or recall.yaml")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what tools/prepare wrote")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder that tools/prepare wrote")
     parser.add_argument(
         "--attention", nargs="+", type=Variant.parse, required=True, metavar="ATTENTION",
-        help="what to compare, written as for train_lm.py",
+        help="attentions to compare, written as for train_lm.py",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("work_dirs/sequences"), metavar="DIR", help="%(default)s")
     parser.add_argument("--name", default="comparison", help="of the files that are written (%(default)s)")

@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", nargs="+", type=_side, required=True, metavar="PIXELS", help="height and width")
     parser.add_argument("--batch", type=_batch, default=1, metavar="N", help="images, or 'dynamic' (%(default)s)")
     parser.add_argument("--format", choices=["onnx", "pt2"], default="onnx", help="(%(default)s)")
-    parser.add_argument("--part", choices=PARTS, default="model", help="what to export (%(default)s)")
+    parser.add_argument("--part", choices=PARTS, default="model", help="part of the model to export (%(default)s)")
     parser.add_argument("--fp16", action="store_true", help="compute in float16; images and outputs stay float32")
     parser.add_argument(
         "--normalize", action="store_true",

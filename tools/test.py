@@ -36,7 +36,7 @@ def make_parser() -> ArgumentParser:
         help="write the predictions to this .pkl file (mmseg: as images to this directory), or with --out-item "
         "metrics, the metrics to this .json, .yaml or .pkl file",
     )
-    parser.add_argument("--out-item", choices=["metrics", "pred"], help="what --out is; predictions by default")
+    parser.add_argument("--out-item", choices=["metrics", "pred"], help="contents of --out; predictions by default")
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
     parser.add_argument("--show-dir", metavar="DIR", help="draw the predictions into this directory")
     parser.add_argument("--interval", type=int, metavar="N", help="draw every N-th sample; 1 by default (mmpretrain)")

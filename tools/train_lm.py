@@ -25,7 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="recipe, a file of configs/lm")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what fairseq-preprocess wrote")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder that fairseq-preprocess wrote")
     parser.add_argument(
         "--attention", type=Variant.parse, metavar="ATTENTION[:OPTION=VALUE,...]",
         help="full, near, fma, fma-linear, local, linear, h-transformer or reformer; options are " + ", ".join(OPTIONS),
