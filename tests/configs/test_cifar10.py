@@ -17,6 +17,7 @@ CONFIGS = sorted(FOLDER.glob("*.py"))
 NAME = re.compile(r"(fma2d|swin|vit)-nano(-p4)?_b64-3k_cifar10")
 OURS = FOLDER / "fma2d-nano_b64-3k_cifar10.py"
 LONGER = FOLDER / "fma2d-nano_b64-16k_cifar10.py"
+CONTINUED = FOLDER / "fma2d-nano_b64-16k-5k_cifar10.py"
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 
@@ -35,7 +36,10 @@ def cifar10(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("config", [path for path in CONFIGS if path != LONGER], ids=lambda path: path.stem)
+SHORT = [path for path in CONFIGS if path not in (LONGER, CONTINUED)]
+
+
+@pytest.mark.parametrize("config", SHORT, ids=lambda path: path.stem)
 def test_only_the_backbone_differs(config):
     assert NAME.fullmatch(config.stem)
     ours, theirs = Config.fromfile(OURS).to_dict(), Config.fromfile(config).to_dict()
@@ -50,6 +54,16 @@ def test_the_longer_training_differs_in_its_schedule_alone():
     for cfg in (short, long):
         del cfg["param_scheduler"], cfg["train_cfg"], cfg["iterations"]
     assert short == long
+
+
+def test_the_continued_training_starts_from_the_longer_one():
+    long, continued = Config.fromfile(LONGER).to_dict(), Config.fromfile(CONTINUED).to_dict()
+    assert continued["load_from"] == f"work_dirs/{LONGER.stem}/iter_16000.pth" and long["load_from"] is None
+    assert continued["param_scheduler"][-1]["end"] == continued["train_cfg"]["max_iters"] == 5000
+    assert continued["optim_wrapper"]["optimizer"].pop("lr") < long["optim_wrapper"]["optimizer"].pop("lr")
+    for cfg in (long, continued):
+        del cfg["param_scheduler"], cfg["train_cfg"], cfg["iterations"], cfg["load_from"], cfg["randomness"]
+    assert long == continued
 
 
 @every_config
@@ -76,6 +90,7 @@ def test_training(make_runner, cifar10, one_thread, config):
         *(f"{loader}.num_workers=0" for loader in loaders),
         *(f"{loader}.batch_size=10" for loader in loaders),
         "train_cfg.max_iters=2",
+        "load_from=None",  # of a training that goes on from another
     )
     runner.train()
     assert runner.iter == 2
