@@ -155,7 +155,7 @@ def test_a_page_for_the_browser(tool, browser, classifier, trained, image, tmp_p
             weights = query_attention(module, tokens[0], hw_shape, token).weights
             expected = [100 * level.mean(0).sum().item() for level in weights]
             printed = [float(share) for share in re.findall(r"([\d.]+) %", page.inner_text("#levels"))]
-            assert printed == pytest.approx(expected, abs=0.1)
+            assert printed == pytest.approx(expected, abs=0.006)
 
     before = (tmp_path / "a.html").read_bytes()
     assert "a.html: exists already; choose another name" in error_of(tool.main, capsys, *given)

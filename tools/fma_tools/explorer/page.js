@@ -11,9 +11,10 @@ const percent = (share) => (100 * share).toFixed(2) + " %";
 
 // ------------------------------------------------------------------ numbers
 
-/** float16 in base64 -> Float32Array. */
-function unpack(text) {
+/** Numbers in base64, little-endian -> Float32Array. */
+function unpack(text, dtype) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  if (dtype === "float32") return new Float32Array(bytes.buffer);
   const halves = new DataView(bytes.buffer);
   return Float32Array.from({ length: bytes.length / 2 }, (_, i) => {
     const bits = halves.getUint16(2 * i, true);
@@ -24,7 +25,7 @@ function unpack(text) {
 }
 
 for (const layer of data.layers) {
-  for (const name of ["queries", "keys", "querySummaries"]) if (layer[name]) layer[name] = unpack(layer[name]);
+  for (const name of ["queries", "keys", "querySummaries"]) if (layer[name]) layer[name] = unpack(layer[name], layer.dtype);
   layer.tokens = product(layer.grid);
   layer.length = layer.keys.length / layer.heads / layer.channels; // tokens and summaries
 }

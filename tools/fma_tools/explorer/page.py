@@ -18,6 +18,8 @@ from fma_kernels.checks import require
 
 from .recording import Recording
 
+#: Bytes of a page up to which queries and keys are in float32; a larger one has them in float16.
+LARGEST_EXACT = 4 * 2**20
 #: The largest file that is written, in bytes: browsers open it at once, and it can be sent by mail.
 LARGEST = 12 * 2**20
 
@@ -73,17 +75,24 @@ def write_page(path: Path, recordings: Sequence[Recording], shown: ImageInput | 
         ValueError: there is no recording, or the page would be larger than :data:`LARGEST`.
     """
     require(len(recordings) > 0, "recordings", list(recordings), "at least one")
-    data = dict(input=shown.data(), layers=[recording.data() for recording in recordings])
-    # "</script>" inside a string would end the element.
-    encoded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    here = files(__package__)
-    parts = dict(
-        about=html.escape(about), style=here.joinpath("page.css").read_text(), data=encoded,
-        script=here.joinpath("page.js").read_text(),
-    )  # fmt: skip
-    page = re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], here.joinpath("page.html").read_text())
+    page = _page(recordings, shown, about, "float32")
+    if len(page.encode()) > LARGEST_EXACT:
+        page = _page(recordings, shown, about, "float16")
     size = len(page.encode())
     expected = f"at most {LARGEST / 2**20:.0f}: fewer layers, or a smaller input"
     require(size <= LARGEST, "size of the page in MiB", round(size / 2**20, 1), expected)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
+
+
+def _page(recordings: Sequence[Recording], shown: ImageInput | TextInput, about: str, dtype: str) -> str:
+    """The text of the page."""
+    data = dict(input=shown.data(), layers=[recording.data(dtype) for recording in recordings])
+    here = files(__package__)
+    parts = dict(
+        about=html.escape(about), dtype=dtype, style=here.joinpath("page.css").read_text(),
+        # "</script>" inside a string would end the element.
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        script=here.joinpath("page.js").read_text(),
+    )  # fmt: skip
+    return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], here.joinpath("page.html").read_text())

@@ -67,8 +67,12 @@ class Recording:
         near_only = core.attention in ("near", "full")
         return cls(name, hierarchy, near_only, scale, core.group_bias, query[0], keys[0], query_summaries)
 
-    def data(self) -> dict[str, Any]:
-        """The recording as JSON: geometry in numbers, queries and keys as float16 in base64."""
+    def data(self, dtype: str) -> dict[str, Any]:
+        """The recording as JSON: geometry in numbers, queries and keys in base64.
+
+        Args:
+            dtype: of queries and keys, ``float32`` or ``float16``.
+        """
         geometry = self.hierarchy
         grid, cell = geometry.grid, geometry.cell_size
         levels = [dict(width=cell, side=1, blocks=grid, parts=cell, lists=self._lists(0))]
@@ -81,8 +85,8 @@ class Recording:
         return dict(
             name=self.name, grid=grid, heads=heads, channels=channels, causal=geometry.causal, scale=self.scale,
             groupBias=self.group_bias, allTokens=geometry.num_levels == 0, levels=levels,
-            queries=_packed(self.queries), keys=_packed(self.keys),
-            querySummaries=None if self.query_summaries is None else _packed(self.query_summaries),
+            dtype=dtype, queries=_packed(self.queries, dtype), keys=_packed(self.keys, dtype),
+            querySummaries=None if self.query_summaries is None else _packed(self.query_summaries, dtype),
         )  # fmt: skip
 
     def _lists(self, level: int) -> list[list[tuple[int, ...]]]:
@@ -128,6 +132,7 @@ def record(attentions: Mapping[str, CoreAttention], run: Callable[[], Any]) -> l
     return [recorded[name] for name in attentions]
 
 
-def _packed(x: Tensor) -> str:
-    """float16 numbers, row-major, little-endian, in base64."""
-    return base64.b64encode(x.detach().cpu().to(torch.float16).contiguous().numpy().astype("<f2").tobytes()).decode()
+def _packed(x: Tensor, dtype: str) -> str:
+    """Numbers, row-major, little-endian, in base64."""
+    little = {"float32": "<f4", "float16": "<f2"}[dtype]
+    return base64.b64encode(x.detach().cpu().float().numpy().astype(little).tobytes()).decode()
