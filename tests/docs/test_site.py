@@ -1,5 +1,6 @@
 """The documentation site: it builds without a warning, its links lead somewhere, and it looks right in a browser."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 from helpers.browser import opened
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ["index", "concepts", "pytorch", "troubleshooting", "results", "api/fma_kernels"]
@@ -79,9 +82,11 @@ def test_looks_right(browser, site, size, dark):
             page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
             page.wait_for_function("[...document.images].every(image => image.complete)")
             assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)"), name
-            color = page.evaluate("getComputedStyle(document.body).backgroundColor")
-            light = sum(map(int, color.removeprefix("rgb(").removesuffix(")").split(",")[:3])) / 3
-            assert light < 60 if dark else light > 200, (name, color)
+            with Image.open(io.BytesIO(page.screenshot())) as picture:
+                grey = np.asarray(picture.convert("L"))
+            light = np.median(grey)
+            assert light < 60 if dark else light > 200, (name, light)
+            assert grey.std() > 10, f"{name} is empty"
             title = page.locator("article h1").first
             assert title.is_visible() and title.bounding_box()["width"] <= size[0]
 
