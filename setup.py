@@ -44,7 +44,15 @@ EXTRAS = {
     # ONNX files: the first two write them, the last runs them.
     "export": ["onnx>=1.20", "onnxscript>=0.7", "onnxruntime>=1.23"],
     # The documentation site, and a browser's remote control with which the tests look at it and at the explorer.
-    "docs": ["sphinx>=9", "furo>=2025.12", "myst-parser>=5", "sphinx-copybutton>=0.5.2", "playwright>=1.50"],
+    # scikit-image carries the picture of the site's explorer.
+    "docs": [
+        "sphinx>=9",
+        "furo>=2025.12",
+        "myst-parser>=5",
+        "sphinx-copybutton>=0.5.2",
+        "playwright>=1.50",
+        "scikit-image>=0.22",
+    ],
     # Tests, type check and plots. mmdetection is one of the downstream projects that the tests use FMA2D in.
     "dev": [
         "pytest>=8",
