@@ -139,6 +139,9 @@ def explore(args: Namespace) -> None:
     Raises:
         CommandError: something that the command line names is missing or does not fit.
     """
+    for option, value in (("--head", args.head), ("--out", args.out)):
+        if value is not None:
+            raise CommandError(f"{option} {value}: expected with --point alone; the page has all heads")
     out = inspection.output_path("--html", args.html, ".html", args.force)
     image = inspection.read_image(args.image)
     cfg, model = read_model(args)

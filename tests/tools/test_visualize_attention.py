@@ -191,6 +191,8 @@ def test_mistakes(tool, classifier, image, tmp_path, capsys, arguments, message)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--html", "a.html", "--head", "0"], "--head 0: expected with --point alone; the page has all heads"),
+        (["--html", "a.html", "--out", "a.png"], "--out a.png: expected with --point alone"),
         (["--html", "a.png"], "--html a.png: expected the name of a .html file"),
         (["--html", "a.html", "--stage", "2"], "--stage 2: expected 0 to 1, the backbone's stages"),
         (["--html", "a.html", "--block", "1"], "--block 1: expected 0 to 0, the blocks of the stages"),
