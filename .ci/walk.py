@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A newcomer's walk: clone the last commit, and run what the pages say, by copy and paste, with the time of each step.
 
-    python3 .ci/walk.py                 # about 30 minutes on two cores; the release check of CONTRIBUTING.md
+    python3 .ci/walk.py                 # about 45 minutes on two cores; the release check of CONTRIBUTING.md
     python3 .ci/walk.py --skip test     # without the suite
 
 Commands and code are cut out of the pages, so that they are tested as they stand. The first failure ends the walk.
