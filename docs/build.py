@@ -22,7 +22,7 @@ CONFIG = "fma2d-nano_b64-16k-5k_cifar10"
 
 
 def explorer_pages(out: Path) -> None:
-    """Write the explorer's pages: a cat, which is a class of CIFAR-10, and a class of Python's standard library.
+    """Write the explorer's pages: a cat, which is a class of CIFAR-10, and a method of Python's standard library.
 
     Args:
         out: their folder.

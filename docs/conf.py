@@ -1,11 +1,8 @@
 """Sphinx: the documentation site (``make docs``)."""
 
 import logging
-import warnings
 
 from fma_kernels import __version__
-
-warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
 
 project = "fma-mm"
 author = "the fma-mm developers"
@@ -13,7 +10,6 @@ copyright = author
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
 myst_enable_extensions = ["attrs_inline"]
 myst_heading_anchors = 4
 

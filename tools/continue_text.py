@@ -15,11 +15,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fma_kernels.checks import require_published
 from fma_tools.command import CommandError, run
 from fma_tools.language_models.demo import continuation
 from fma_tools.language_models.onnx_generation import continue_bytes
-from fma_tools.language_models.recipes import plugin
+from fma_tools.language_models.recipes import shipped_checkpoint
 
 
 def continue_text(args: argparse.Namespace) -> None:
@@ -43,13 +42,8 @@ def continue_text(args: argparse.Namespace) -> None:
         except (ImportError, ValueError) as error:
             raise CommandError(f"--onnx {args.onnx}: {error}") from error
         return
-    folder = plugin() / "weights"
-    checkpoint = next(folder.glob("fma_lm_stdlib-*.pt"), folder / "fma_lm_stdlib-HASH.pt")
-    try:
-        require_published(checkpoint)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    print(continuation(checkpoint, folder, args.text, args.length, args.seed))
+    checkpoint = shipped_checkpoint()
+    print(continuation(checkpoint, checkpoint.parent, args.text, args.length, args.seed))
 
 
 def main(argv: list[str] | None = None) -> None:

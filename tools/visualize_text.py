@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fma_kernels.checks import require_published
 from fma_tools.command import CommandError, require_positive, run
 from fma_tools.explorer import TextInput, record, write_page
-from fma_tools.language_models.reading import attentions, open_bytes, shown_byte
-from fma_tools.language_models.recipes import plugin
+from fma_tools.language_models.recipes import shipped_checkpoint
 
 
 def explore(args: argparse.Namespace) -> None:
@@ -36,16 +34,15 @@ def explore(args: argparse.Namespace) -> None:
     if not args.text.is_file():
         raise CommandError(f"text {args.text}: no such file")
     values = args.text.read_bytes()[: args.length]
-    folder = plugin() / "weights"
-    checkpoint = args.checkpoint or next(folder.glob("fma_lm_stdlib-*.pt"), folder / "fma_lm_stdlib-HASH.pt")
+    checkpoint = args.checkpoint or shipped_checkpoint()
     try:
-        if args.checkpoint is None:
-            require_published(checkpoint)
-        model, tokens = open_bytes(checkpoint, args.data or folder, values)
+        from fma_tools.language_models.reading import attentions, open_bytes, shown_byte  # imports fairseq
+
+        model, tokens = open_bytes(checkpoint, args.data or checkpoint.parent, values)
         recordings = record(attentions(model), lambda: model(tokens))
         about = f"weights of {checkpoint.name}, the first {len(values)} bytes of {args.text.name}"
         write_page(args.html, recordings, TextInput([shown_byte(value) for value in values]), about)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise CommandError(str(error)) from error
     print(f"wrote {args.html}")
 

@@ -147,14 +147,13 @@ def attend_packed(
     outs, sums = [], []
     for group in found:
         places, padding, real = padding_tables(group, query.device)
-
-        def cut(x: Tensor) -> Tensor:
-            return x[0].index_select(1, places).unflatten(1, padding.shape).transpose(0, 1)  # noqa: B023  called at once
-
+        queries, keys, values = (
+            x[0].index_select(1, places).unflatten(1, padding.shape).transpose(0, 1) for x in (query, key, value)
+        )
         mask = padding if group.padded else None
         if key_padding_mask is not None:
             mask = padding | key_padding_mask[0][places].view_as(padding)
-        out, lse = attend(cut(query), cut(key), cut(value), group.grid, mask)
+        out, lse = attend(queries, keys, values, group.grid, mask)
         outs.append(out.transpose(0, 1).flatten(1, 2).index_select(1, real))
         sums.append(lse.transpose(0, 1).flatten(1, 2).index_select(1, real))
     order = order_of_row(found, query.device)

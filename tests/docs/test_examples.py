@@ -16,7 +16,6 @@ import fma_mm
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ["concepts", "pytorch", "inference", "troubleshooting"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,6 +3,8 @@
 import pytest
 from helpers.tool_loader import load_tool
 
+from fma_tools.language_models import recipes
+
 tool = load_tool("continue_text")
 
 
@@ -28,7 +30,7 @@ def test_mistakes_are_named(argv, message, capsys):
 
 
 def test_damaged_weights_are_refused(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(tool, "plugin", lambda: tmp_path)
+    monkeypatch.setattr(recipes, "plugin", lambda: tmp_path)
     for prepare in (lambda: None, lambda: (tmp_path / "weights/fma_lm_stdlib-12345678.pt").write_bytes(b"else")):
         (tmp_path / "weights").mkdir(exist_ok=True)
         prepare()

@@ -17,7 +17,7 @@ tool, continue_text = load_tool("export_lm"), load_tool("continue_text")
 
 @pytest.fixture
 def weights():
-    return next((continue_text.plugin() / "weights").glob("*.pt"))
+    return continue_text.shipped_checkpoint()
 
 
 @pytest.mark.slow

@@ -39,8 +39,8 @@ def test_the_model_that_ships_reads_a_text(browser, text, tmp_path, capsys):
 def test_the_tokens_are_those_of_the_corpus():
     from fma_tools.language_models.reading import open_bytes
 
-    folder = tool.plugin() / "weights"
-    model, tokens = open_bytes(next(folder.glob("*.pt")), folder, b"import os\nimport sys\n\ndef main(argv=None):\n")
+    checkpoint = tool.shipped_checkpoint()
+    model, tokens = open_bytes(checkpoint, checkpoint.parent, b"import os\nimport sys\n\ndef main(argv=None):\n")
     with torch.no_grad():
         logits = model(tokens)[0]
     bits = torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:]) / torch.log(torch.tensor(2.0))

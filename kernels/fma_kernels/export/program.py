@@ -70,18 +70,18 @@ def export_program(model: nn.Module, args: Sequence[Any], *, dynamic_batch: bool
     """
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     require(not training, "model.training", True, f"False: call eval() on the model first (training: {training[:3]})")
-    args = tuple(args)
+    inputs: tuple[Any, ...] = tuple(args)
     shapes = None
     if dynamic_batch:
         # A batch of 1 in the example would be taken for a constant.
-        args = tree_map(lambda x: x if x.ndim == 0 or len(x) > 1 else x.expand(2, *x.shape[1:]).contiguous(), args)
-        shapes = tree_map(lambda x: {0: Dim("batch", min=1, max=2**20)} if x.ndim else None, args)
+        inputs = tree_map(lambda x: x if x.ndim == 0 or len(x) > 1 else x.expand(2, *x.shape[1:]).contiguous(), inputs)
+        shapes = tree_map(lambda x: {0: Dim("batch", min=1, max=2**20)} if x.ndim else None, inputs)
     with torch.no_grad(), _tracing():
-        program = torch.export.export(model, tuple(args), dynamic_shapes=shapes)
+        program = torch.export.export(model, inputs, dynamic_shapes=shapes)
         program = program.run_decompositions({**decompositions(), **_FEWER_NODES})
         module = program.module()
         fold_constants(module)
-        return torch.export.export(module, tuple(args), dynamic_shapes=shapes)
+        return torch.export.export(module, inputs, dynamic_shapes=shapes)
 
 
 def save_onnx(

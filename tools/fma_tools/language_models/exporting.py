@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils, utils
 from torch import Tensor
 
 from fma_kernels.export import export_program, open_onnx, require_onnx, require_onnxruntime, save_onnx
 
 from ..onnx_files import difference, operators, removed_on_failure, require_difference
+from .loading import open_model
 from .onnx_generation import LENGTH, SYMBOLS, steps
 from .recipes import plugin
 
@@ -47,12 +46,9 @@ def export_language_model(
     require_onnx()
     require_onnxruntime()
     logging.getLogger().setLevel(logging.WARNING)  # fairseq turns every library's messages on
-    utils.import_user_module(Namespace(user_dir=str(plugin())))
+    model, _, task, _ = open_model(checkpoint, plugin(), data)
     from lm.deployment import DeployedLanguageModel, DeployedStep  # the plugin is a module of fairseq first
 
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(checkpoint)], arg_overrides=dict(data=str(data))
-    )
     dictionary = task.source_dictionary
     metadata = {SYMBOLS: json.dumps(dictionary.symbols), LENGTH: str(length)}
     generator = torch.Generator().manual_seed(0)

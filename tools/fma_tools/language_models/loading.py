@@ -1,10 +1,11 @@
-"""A trained model, and its task with samples of another length."""
+"""Models out of checkpoints of fairseq, with their tasks."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fairseq import checkpoint_utils, tasks, utils
 from fairseq.models import BaseFairseqModel
@@ -29,8 +30,31 @@ class Trained:
     updates: int
 
 
-def load(checkpoint: Path, plugin: Path, data: Path, split: str, context: int) -> Trained:
+def open_model(
+    checkpoint: Path, plugin: Path, data: Path, **settings: Any
+) -> tuple[BaseFairseqModel, DictConfig, FairseqTask, dict[str, Any]]:
     """Open a checkpoint.
+
+    Args:
+        checkpoint: of the model.
+        plugin: folder of the fairseq plugin.
+        data: folder of the task's data and dictionary.
+        settings: other changes of the task.
+
+    Returns:
+        The model as it was trained, the configuration that it was trained with, its task, and the checkpoint's state.
+    """
+    utils.import_user_module(Namespace(user_dir=str(plugin)))
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
+    for name, value in dict(data=str(data), **settings).items():
+        state["cfg"].task[name] = value
+    task = tasks.setup_task(state["cfg"].task)
+    (model,), cfg, _ = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], task=task, state=state)
+    return model, cfg, task, state
+
+
+def load(checkpoint: Path, plugin: Path, data: Path, split: str, context: int) -> Trained:
+    """Open a checkpoint with data for samples of another length.
 
     Args:
         checkpoint: of the model.
@@ -39,10 +63,6 @@ def load(checkpoint: Path, plugin: Path, data: Path, split: str, context: int) -
         split: name of the split that the task loads.
         context: tokens per sample of the task; the model stays as it was trained.
     """
-    utils.import_user_module(Namespace(user_dir=str(plugin)))
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
-    state["cfg"].task.data, state["cfg"].task.tokens_per_sample = str(data), context
-    task = tasks.setup_task(state["cfg"].task)
-    (model,), cfg, _ = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], task=task, state=state)
+    model, cfg, task, state = open_model(checkpoint, plugin, data, tokens_per_sample=context)
     task.load_dataset(split)
     return Trained(model, cfg, task, state["optimizer_history"][-1]["num_updates"])

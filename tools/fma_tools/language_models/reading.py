@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils, tasks, utils
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from fma_kernels import CoreAttention
 from fma_kernels.checks import require
 
+from .loading import open_model
 from .recipes import plugin
 
 
@@ -33,11 +32,7 @@ def open_bytes(checkpoint: Path, data: Path, values: bytes) -> tuple[BaseFairseq
     require(checkpoint.is_file(), "checkpoint", str(checkpoint), "a file")
     require((data / "dict.txt").is_file(), "data", str(data), "a folder with dict.txt")
     require(len(values) > 0, "text", values, "at least one byte")
-    utils.import_user_module(Namespace(user_dir=str(plugin())))
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
-    state["cfg"].task.data = str(data)
-    task = tasks.setup_task(state["cfg"].task)
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], task=task, state=state)
+    model, _, task, _ = open_model(checkpoint, plugin(), data)
     positions = model.max_positions()
     positions = positions[0] if isinstance(positions, tuple) else positions
     require(positions is None or len(values) <= positions, "bytes of the text", len(values), f"at most {positions}")

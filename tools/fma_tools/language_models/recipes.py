@@ -75,6 +75,23 @@ def plugin() -> Path:
     return Path(importlib.util.find_spec("lm").submodule_search_locations[0])
 
 
+def shipped_checkpoint() -> Path:
+    """The byte model that ships with the plugin; its dictionary lies beside it.
+
+    Raises:
+        CommandError: the plugin is not installed, or the file is missing or is not the one that was published.
+    """
+    from fma_kernels.checks import require_published  # imports torch, which the commands of trainings do without
+
+    folder = plugin() / "weights"
+    checkpoint = next(folder.glob("fma_lm_stdlib-*.pt"), folder / "fma_lm_stdlib-HASH.pt")
+    try:
+        require_published(checkpoint)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    return checkpoint
+
+
 def training_command(
     config: Path, data: Path, out: Path, variant: Variant | None, context: int | None, overrides: list[str]
 ) -> list[str]:

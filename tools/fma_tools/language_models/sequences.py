@@ -62,13 +62,10 @@ def accuracy(checkpoint: Path, data: Path, split: str) -> Accuracy:
         data: folder of the data.
         split: name of the split.
     """
-    from fairseq import checkpoint_utils, tasks, utils
+    folder = plugin()
+    from .loading import open_model  # it imports fairseq, which plugin() has looked for
 
-    utils.import_user_module(Namespace(user_dir=str(plugin())))
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
-    state["cfg"].task.data = str(data)
-    task = tasks.setup_task(state["cfg"].task)
-    (model,), cfg, _ = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], task=task, state=state)
+    model, cfg, task, _ = open_model(checkpoint, folder, data)
     task.load_dataset(split)
     dataset, model = task.dataset(split), model.eval()
     recall = cfg.task._name == "recall"

@@ -87,7 +87,7 @@ class PoolGradients(_Named):
 
 
 def strides(x: Tensor) -> Strides:
-    """Address and strides of the rows of a tensor (B, H, n, d)."""
+    """Steps in numbers from one batch, head and row of a tensor (B, H, n, d) to the next."""
     return Strides(*x.stride()[:3])
 
 
