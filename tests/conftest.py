@@ -69,7 +69,8 @@ def make_runner(train: ModuleType, tmp_path: Path) -> Callable:
     """Build the runner that tools/train.py runs: make_runner(config, "KEY=VALUE", ...)."""
 
     def make(config: Path, *options: str):
-        argv = [str(config), "--work-dir", str(tmp_path), "--cfg-options", *options]
+        # mmengine's visualizers are singletons by the name of the run, which is the time in seconds unless it has one.
+        argv = [str(config), "--work-dir", str(tmp_path), "--cfg-options", f"experiment_name={tmp_path.name}", *options]
         return train.cli.build_runner(train.make_config(train.make_parser().parse_args(argv)))
 
     return make

@@ -1,4 +1,7 @@
-"""The CamVid configs: one schedule for all, and each takes training steps on a small folder in CamVid's format."""
+"""The CamVid configs: one schedule for all, and each takes training steps on a small folder in CamVid's format.
+
+Three are compared with each other, of equal head; two small ones serve to compare attentions.
+"""
 
 import re
 from pathlib import Path
@@ -8,9 +11,14 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
+from fma_kernels import ATTENTIONS, CoreAttention
+from fma_mm import ConvertAttentionHook
+
 FOLDER = Path(__file__).parents[2] / "configs" / "camvid"
 CONFIGS = sorted(FOLDER.glob("*.py"))
-NAME = re.compile(r"(fma2d-tiny|swin-tiny|mit-b1)_segformer_b4-800_camvid-160x160")
+NAME = re.compile(r"(fma2d-(tiny|nano)|swin-tiny|mit-b1)_segformer_b4-800_camvid-160x160")
+PLAIN = re.compile(r"vit-nano-p8_fcn_b4-800_camvid-160x160")
+SMALL = re.compile(r"(fma2d|vit)-nano.*")
 OURS = FOLDER / "fma2d-tiny_segformer_b4-800_camvid-160x160.py"
 VOID = 11
 
@@ -36,11 +44,35 @@ def camvid(tmp_path_factory) -> Path:
 
 @every_config
 def test_only_the_backbone_differs(config):
-    assert NAME.fullmatch(config.stem)
+    """And, in the small configs that serve to compare attentions, the head."""
+    assert NAME.fullmatch(config.stem) or PLAIN.fullmatch(config.stem)
     ours, theirs = Config.fromfile(OURS).to_dict(), Config.fromfile(config).to_dict()
     for cfg in (ours, theirs):
-        del cfg["model"]["backbone"], cfg["model"]["decode_head"]["in_channels"]
+        del cfg["model"]["backbone"]
+        if SMALL.fullmatch(config.stem):
+            del cfg["model"]["decode_head"]
+            cfg.pop("custom_hooks", None)
+        else:
+            del cfg["model"]["decode_head"]["in_channels"]
     assert ours == theirs
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize(
+    "config, option",
+    [
+        ("fma2d-nano_segformer_b4-800_camvid-160x160", "model.backbone.attention"),
+        ("vit-nano-p8_fcn_b4-800_camvid-160x160", "custom_hooks.0.attention"),
+    ],
+)
+def test_attention_is_an_option(make_runner, config, option, attention):
+    """As the page of results chooses it: the segmentor has as many modules of it as layers, and no other attention."""
+    runner = make_runner(FOLDER / f"{config}.py", f"{option}={attention}")
+    for hook in runner.hooks:
+        if isinstance(hook, ConvertAttentionHook):
+            hook.before_run(runner)
+    found = [module.attention for module in runner.model.modules() if isinstance(module, CoreAttention)]
+    assert found == [attention] * (7 if "fma2d" in config else 4)
 
 
 @pytest.mark.slow
