@@ -1,4 +1,7 @@
-"""The CIFAR-10 configs: models of equal size under one schedule, and each takes training steps on a small folder."""
+"""The CIFAR-10 configs: models of equal size under one schedule, and each takes training steps on a small folder.
+
+Beside them lie longer schedules of the small FMA2D, and a plain ViT that serves to compare attentions.
+"""
 
 import re
 from pathlib import Path
@@ -10,6 +13,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
+from fma_kernels import ATTENTIONS, CoreAttention
+from fma_mm import cli
 from fma_mm.analysis.flops import count_flops, count_parameters
 
 FOLDER = Path(__file__).parents[2] / "configs" / "cifar10"
@@ -18,6 +23,9 @@ NAME = re.compile(r"(fma2d|swin|vit)-nano(-p4)?_b64-3k_cifar10")
 OURS = FOLDER / "fma2d-nano_b64-3k_cifar10.py"
 LONGER = FOLDER / "fma2d-nano_b64-16k_cifar10.py"
 CONTINUED = FOLDER / "fma2d-nano_b64-16k-5k_cifar10.py"
+SHIPPED = FOLDER / "fma2d-nano_b64-27k_cifar10.py"
+CONTROLS = FOLDER / "vit-micro-p4_b64-12k_cifar10.py"
+COMPARED = [path for path in CONFIGS if path not in (LONGER, CONTINUED, SHIPPED, CONTROLS)]
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 
@@ -36,10 +44,7 @@ def cifar10(tmp_path_factory) -> Path:
     return root
 
 
-SHORT = [path for path in CONFIGS if path not in (LONGER, CONTINUED)]
-
-
-@pytest.mark.parametrize("config", SHORT, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", COMPARED, ids=lambda path: path.stem)
 def test_only_the_backbone_differs(config):
     assert NAME.fullmatch(config.stem)
     ours, theirs = Config.fromfile(OURS).to_dict(), Config.fromfile(config).to_dict()
@@ -56,17 +61,39 @@ def test_the_longer_training_differs_in_its_schedule_alone():
     assert short == long
 
 
-def test_the_continued_training_starts_from_the_longer_one():
-    long, continued = Config.fromfile(LONGER).to_dict(), Config.fromfile(CONTINUED).to_dict()
-    assert continued["load_from"] == f"work_dirs/{LONGER.stem}/iter_16000.pth" and long["load_from"] is None
-    assert continued["param_scheduler"][-1]["end"] == continued["train_cfg"]["max_iters"] == 5000
+@pytest.mark.parametrize("config, before", [(CONTINUED, LONGER), (SHIPPED, CONTINUED)], ids=lambda path: path.stem)
+def test_a_continued_training_starts_from_the_one_before(config, before):
+    long, last, continued = (Config.fromfile(path).to_dict() for path in (LONGER, before, config))
+    assert continued["load_from"] == f"work_dirs/{before.stem}/iter_{last['iterations']}.pth"
+    assert continued["param_scheduler"][-1]["end"] == continued["train_cfg"]["max_iters"] == continued["iterations"]
+    assert continued["randomness"] != last["randomness"]
     assert continued["optim_wrapper"]["optimizer"].pop("lr") < long["optim_wrapper"]["optimizer"].pop("lr")
     for cfg in (long, continued):
         del cfg["param_scheduler"], cfg["train_cfg"], cfg["iterations"], cfg["load_from"], cfg["randomness"]
     assert long == continued
 
 
-@every_config
+def test_the_controls_see_at_least_15_epochs_by_the_recipe_of_the_others():
+    ours, controls = Config.fromfile(OURS).to_dict(), Config.fromfile(CONTROLS).to_dict()
+    iterations = controls["iterations"]
+    assert iterations == controls["param_scheduler"][-1]["end"] == controls["train_cfg"]["max_iters"]
+    assert iterations * controls["train_dataloader"]["batch_size"] >= 15 * 50_000
+    for cfg in (ours, controls):
+        del cfg["model"]["backbone"], cfg["model"]["head"]["in_channels"]
+        del cfg["param_scheduler"], cfg["train_cfg"], cfg["iterations"]
+        cfg.pop("custom_hooks", None)
+    assert ours == controls
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_attention_is_an_option(attention):
+    """As the page of results chooses it."""
+    model = cli.build_model(cli.read_config(str(CONTROLS), {"custom_hooks.0.attention": attention}))
+    found = [module.attention for module in model.modules() if isinstance(module, CoreAttention)]
+    assert found == [attention] * 2
+
+
+@pytest.mark.parametrize("config", COMPARED, ids=lambda path: path.stem)
 def test_equal_size(config):
     """Parameters and FLOPs are those of FMA2D to within a tenth."""
     init_default_scope("mmpretrain")
