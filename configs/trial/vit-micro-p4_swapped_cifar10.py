@@ -1,9 +1,9 @@
-"""The ViT of 15 epochs of configs/cifar10 with FMA in place of its attention, fine-tuned for 300 iterations: docs/trial.md.
+"""The ViT of 15 epochs beside it with FMA in place of its attention, fine-tuned for 300 iterations: docs/trial.md.
 
 ``--cfg-options custom_hooks.0.layers="[1]"`` swaps one block alone, ``load_from=PATH`` names the weights.
 """
 
-_base_ = "../cifar10/vit-micro-p4_b64-12k_cifar10.py"
+_base_ = "vit-micro-p4_b64-12k_cifar10.py"
 
 iterations = 300
 optim_wrapper = dict(optimizer=dict(lr=5e-4))

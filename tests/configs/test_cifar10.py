@@ -1,6 +1,7 @@
 """The CIFAR-10 configs: models of equal size under one schedule, and each takes training steps on a small folder.
 
-Beside them lie longer schedules of the small FMA2D, and a plain ViT that serves to compare attentions.
+Beside them lie longer schedules of the small FMA2D. configs/trial has a plain ViT that serves to compare attentions,
+and fine-tunings with another attention than the weights were trained with.
 """
 
 import re
@@ -17,17 +18,16 @@ from fma_kernels import ATTENTIONS, CoreAttention
 from fma_mm import cli
 from fma_mm.analysis.flops import count_flops, count_parameters
 
-FOLDER = Path(__file__).parents[2] / "configs" / "cifar10"
+ROOT = Path(__file__).parents[2]
+FOLDER, TRIAL = ROOT / "configs" / "cifar10", ROOT / "configs" / "trial"
 CONFIGS = sorted(FOLDER.glob("*.py"))
 NAME = re.compile(r"(fma2d|swin|vit)-nano(-p4)?_b64-3k_cifar10")
 OURS = FOLDER / "fma2d-nano_b64-3k_cifar10.py"
 LONGER = FOLDER / "fma2d-nano_b64-16k_cifar10.py"
 CONTINUED = FOLDER / "fma2d-nano_b64-16k-5k_cifar10.py"
 SHIPPED = FOLDER / "fma2d-nano_b64-27k_cifar10.py"
-CONTROLS = FOLDER / "vit-micro-p4_b64-12k_cifar10.py"
-COMPARED = [path for path in CONFIGS if path not in (LONGER, CONTINUED, SHIPPED, CONTROLS)]
-
-every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+COMPARED = [path for path in CONFIGS if path not in (LONGER, CONTINUED, SHIPPED)]
+CONTROLS = TRIAL / "vit-micro-p4_b64-12k_cifar10.py"
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,18 @@ def test_equal_size(config):
     assert flops == pytest.approx(our_flops, rel=0.1)
 
 
+@pytest.mark.parametrize("config", sorted(TRIAL.glob("*_swapped_cifar10.py")), ids=lambda path: path.stem)
+def test_a_swapped_model_takes_the_weights_of_the_original(config):
+    """All of them: what is missing are the bases, and they start as means."""
+    cfg = cli.read_config(str(config), {})
+    original = cli.build_model(cli.read_config(str(config), {"custom_hooks": []})).state_dict()
+    incompatible = cli.build_model(cfg).load_state_dict(original, strict=False)
+    assert not incompatible.unexpected_keys
+    assert incompatible.missing_keys and all("_basis" in key for key in incompatible.missing_keys)
+
+
 @pytest.mark.slow
-@every_config
+@pytest.mark.parametrize("config", [*CONFIGS, *sorted(TRIAL.glob("*.py"))], ids=lambda path: path.stem)
 def test_training(make_runner, cifar10, one_thread, config):
     """The tool's runner trains two iterations and validates all images."""
     loaders = [f"{name}_dataloader" for name in ("train", "val")]
