@@ -1,6 +1,7 @@
 """A plain ViT on CIFAR-10, to compare attentions: no convolutions, 8x8 tokens throughout, cells of one token.
 
-It sees the images 15 times. The attention is chosen by ``--cfg-options custom_hooks.0.attention=near`` (full, near, fma, fma_linear, none).
+It sees the images 15 times. The attention is chosen by
+``--cfg-options custom_hooks.0.attention=near`` (full, near, fma, fma_linear, none).
 """
 
 _base_ = "../cifar10/vit-nano-p4_b64-3k_cifar10.py"
