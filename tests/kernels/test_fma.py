@@ -84,6 +84,18 @@ def test_small_inputs_get_full_attention():
     torch.testing.assert_close(fma(query, key, value, cell_size=3, grid=(4, 6)), expected)
 
 
+@pytest.mark.parametrize("grid, causal", [((70,), False), ((70,), True), ((19, 26), False), ((9, 14, 11), False)])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_rank_equal_to_the_cell_is_the_attention_with_cells_twice_as_large(grid, causal, rank):
+    """Its summaries of level 1 are single tokens; docs/choosing.md advises against it."""
+    query, key, value = tokens(grid)
+    out, expected = (
+        fma(query, key, value, grid=grid, cell_size=cell_size, rank=rank, causal=causal)
+        for cell_size in (rank, 2 * rank)
+    )
+    torch.testing.assert_close(out, expected)
+
+
 def test_it_compiles_in_one_graph_without_a_warning(recwarn):
     query, key, value = (x.float() for x in tokens((70,)))
     torch.compiler.reset()
