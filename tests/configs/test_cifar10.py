@@ -61,11 +61,13 @@ def test_the_longer_training_differs_in_its_schedule_alone():
     assert short == long
 
 
-@pytest.mark.parametrize("config, before", [(CONTINUED, LONGER), (SHIPPED, CONTINUED)], ids=lambda path: path.stem)
-def test_a_continued_training_starts_from_the_one_before(config, before):
+@pytest.mark.parametrize("config, before, iterations", [(CONTINUED, LONGER, 5000), (SHIPPED, CONTINUED, 8000)])
+def test_a_continued_training_starts_from_the_one_before(config, before, iterations):
     long, last, continued = (Config.fromfile(path).to_dict() for path in (LONGER, before, config))
     assert continued["load_from"] == f"work_dirs/{before.stem}/iter_{last['iterations']}.pth"
-    assert continued["param_scheduler"][-1]["end"] == continued["train_cfg"]["max_iters"] == continued["iterations"]
+    assert long["load_from"] is None
+    assert continued["param_scheduler"][-1]["end"] == continued["train_cfg"]["max_iters"] == iterations
+    assert continued["iterations"] == iterations
     assert continued["randomness"] != last["randomness"]
     assert continued["optim_wrapper"]["optimizer"].pop("lr") < long["optim_wrapper"]["optimizer"].pop("lr")
     for cfg in (long, continued):
