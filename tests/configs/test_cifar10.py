@@ -1,7 +1,7 @@
 """The CIFAR-10 configs: models of equal size under one schedule, and each takes training steps on a small folder.
 
-Beside them lie longer schedules of the small FMA2D. configs/trial has a plain ViT that serves to compare attentions,
-and fine-tunings with another attention than the weights were trained with.
+Beside them lie longer schedules of the small FMA2D. configs/trial has a plain ViT and an FMA2D that serve to compare
+attentions, and fine-tunings with another attention than the weights were trained with.
 """
 
 import re
@@ -27,7 +27,11 @@ LONGER = FOLDER / "fma2d-nano_b64-16k_cifar10.py"
 CONTINUED = FOLDER / "fma2d-nano_b64-16k-5k_cifar10.py"
 SHIPPED = FOLDER / "fma2d-nano_b64-27k_cifar10.py"
 COMPARED = [path for path in CONFIGS if path not in (LONGER, CONTINUED, SHIPPED)]
-CONTROLS = TRIAL / "vit-micro-p4_b64-12k_cifar10.py"
+# The configs that compare attentions, each with the option that chooses one and the number of its attentions.
+CONTROLS = [
+    (TRIAL / "vit-micro-p4_b64-12k_cifar10.py", "custom_hooks.0.attention", 2),
+    (TRIAL / "fma2d-nano_b64-12k_cifar10.py", "model.backbone.attention", 7),
+]
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,9 @@ def test_a_continued_training_starts_from_the_one_before(config, before, iterati
     assert long == continued
 
 
-def test_the_controls_see_at_least_15_epochs_by_the_recipe_of_the_others():
-    ours, controls = Config.fromfile(OURS).to_dict(), Config.fromfile(CONTROLS).to_dict()
+@pytest.mark.parametrize("config", [config for config, *_ in CONTROLS], ids=lambda path: path.stem)
+def test_the_controls_see_at_least_15_epochs_by_the_recipe_of_the_others(config):
+    ours, controls = Config.fromfile(OURS).to_dict(), Config.fromfile(config).to_dict()
     iterations = controls["iterations"]
     assert iterations == controls["param_scheduler"][-1]["end"] == controls["train_cfg"]["max_iters"]
     assert iterations * controls["train_dataloader"]["batch_size"] >= 15 * 50_000
@@ -88,11 +93,12 @@ def test_the_controls_see_at_least_15_epochs_by_the_recipe_of_the_others():
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_attention_is_an_option(attention):
+@pytest.mark.parametrize("config, option, count", CONTROLS, ids=lambda value: getattr(value, "stem", None))
+def test_attention_is_an_option(config, option, count, attention):
     """As the page of results chooses it."""
-    model = cli.build_model(cli.read_config(str(CONTROLS), {"custom_hooks.0.attention": attention}))
+    model = cli.build_model(cli.read_config(str(config), {option: attention}))
     found = [module.attention for module in model.modules() if isinstance(module, CoreAttention)]
-    assert found == [attention] * 2
+    assert found == [attention] * count
 
 
 @pytest.mark.parametrize("config", COMPARED, ids=lambda path: path.stem)
