@@ -12,7 +12,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from fma_kernels import ATTENTIONS, CoreAttention
-from fma_mm import ConvertAttentionHook
+from fma_mm import cli
 
 FOLDER = Path(__file__).parents[2] / "configs" / "camvid"
 CONFIGS = sorted(FOLDER.glob("*.py"))
@@ -64,13 +64,10 @@ def test_only_the_backbone_differs(config):
         ("vit-nano-p8_fcn_b4-800_camvid-160x160", "custom_hooks.0.attention"),
     ],
 )
-def test_attention_is_an_option(make_runner, config, option, attention):
+def test_attention_is_an_option(config, option, attention):
     """As the page of results chooses it: the segmentor has as many modules of it as layers, and no other attention."""
-    runner = make_runner(FOLDER / f"{config}.py", f"{option}={attention}")
-    for hook in runner.hooks:
-        if isinstance(hook, ConvertAttentionHook):
-            hook.before_run(runner)
-    found = [module.attention for module in runner.model.modules() if isinstance(module, CoreAttention)]
+    model = cli.build_model(cli.read_config(str(FOLDER / f"{config}.py"), {option: attention}))
+    found = [module.attention for module in model.modules() if isinstance(module, CoreAttention)]
     assert found == [attention] * (7 if "fma2d" in config else 4)
 
 
