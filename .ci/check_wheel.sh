@@ -52,7 +52,7 @@ import fma_mm, mmpretrain, torch
 fma_mm.register_models()
 print(mmpretrain.list_models('fma2d*'))
 print(fma_mm.get_model('fma2d-tiny_8xb128_in1k')(torch.rand(1, 3, 224, 224)).shape)
-print(fma_mm.get_model('fma2d-nano_b64-27k_cifar10', pretrained=True)(torch.rand(1, 3, 32, 32)).shape)"
+print(fma_mm.get_model('fma2d-nano_b64-33k_cifar10', pretrained=True)(torch.rand(1, 3, 32, 32)).shape)"
 
 step "5/6 training and testing with the shipped tools and a shipped config"
 "$python" "$shipped/tools/train.py" "$shipped/configs/demo/fma2d_digits.py" --cfg-options \

@@ -18,7 +18,7 @@ from pathlib import Path
 from fma_tools.command import CommandError, run
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = "fma2d-nano_b64-27k_cifar10"
+CONFIG = "fma2d-nano_b64-33k_cifar10"
 
 
 def explorer_pages(out: Path) -> None:

@@ -75,7 +75,7 @@ def get_model(name: str, pretrained: bool | str = False, **kwargs) -> nn.Module:
 
     Args:
         name: name of a config of ``configs/imagenet`` or ``configs/cifar10``, such as ``"fma2d-tiny_8xb128_in1k"``.
-        pretrained: True for the weights that ship with the package, which ``fma2d-nano_b64-27k_cifar10`` has; path
+        pretrained: True for the weights that ship with the package, which ``fma2d-nano_b64-33k_cifar10`` has; path
             or URL of a checkpoint; or False for random weights.
         **kwargs: further arguments of mmpretrain's ``get_model``, such as ``device``, and changes of the model's
             config, such as ``head=None``.
@@ -87,7 +87,7 @@ def get_model(name: str, pretrained: bool | str = False, **kwargs) -> nn.Module:
         ValueError: there is no such name, or ``pretrained=True`` asks for weights and there are none.
 
     Example:
-        >>> model = get_model("fma2d-nano_b64-27k_cifar10")  # pretrained=True: with the weights that ship
+        >>> model = get_model("fma2d-nano_b64-33k_cifar10")  # pretrained=True: with the weights that ship
         >>> model(torch.rand(1, 3, 32, 32), mode="tensor").shape
         torch.Size([1, 10])
     """

@@ -49,7 +49,7 @@ def test_results_state_the_task_and_only_what_was_trained():
             (result,) = entry["Results"]
             assert result["Task"] == "Image Classification" and result["Dataset"] == "CIFAR-10"
             assert f"{result['Metrics']['Top 1 Accuracy']:.2f}" in results
-            assert ("Weights" in entry) == (entry["Name"] == "fma2d-nano_b64-27k_cifar10")
+            assert ("Weights" in entry) == (entry["Name"] == "fma2d-nano_b64-33k_cifar10")
             continue
         if entry["Name"].endswith("in22k"):
             assert "Results" not in entry, "pre-training has no validation images"

@@ -35,7 +35,7 @@ def test_weights_example_runs(tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(picture)
     exec(code.replace("PICTURE.jpg", str(picture)), {})
     printed = capsys.readouterr().out.strip()  # behind the bar of progress that mmpretrain draws
-    classes = fma_mm.get_model("fma2d-nano_b64-27k_cifar10", pretrained=True)._dataset_meta["classes"]
+    classes = fma_mm.get_model("fma2d-nano_b64-33k_cifar10", pretrained=True)._dataset_meta["classes"]
     assert printed.endswith(tuple(classes))
 
 

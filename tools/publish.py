@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Make a file of weights to publish out of a checkpoint of tools/train.py or fairseq.
 
-    python tools/publish.py work_dirs/fma2d-nano_b64-27k_cifar10/iter_8000.pth fma2d-nano_b64-27k_cifar10
+    python tools/publish.py work_dirs/fma2d-nano_b64-33k_cifar10/iter_6000.pth fma2d-nano_b64-33k_cifar10
     python tools/publish.py work_dirs/lm/checkpoints/checkpoint_last.pt fma_lm_stdlib --out lm/weights
 
 Keeps the weights, the classes of the data set and the configuration of fairseq's model; leaves out the optimizer, the

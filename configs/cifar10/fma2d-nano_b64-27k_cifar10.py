@@ -1,4 +1,4 @@
-"""The small FMA2D on CIFAR-10, trained on once more from the weights of the second schedule: those that ship."""
+"""The small FMA2D on CIFAR-10, trained on once more from the weights of the second schedule."""
 
 _base_ = "fma2d-nano_b64-16k-5k_cifar10.py"
 

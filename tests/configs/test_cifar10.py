@@ -25,8 +25,9 @@ NAME = re.compile(r"(fma2d|swin|vit)-nano(-p4)?_b64-3k_cifar10")
 OURS = FOLDER / "fma2d-nano_b64-3k_cifar10.py"
 LONGER = FOLDER / "fma2d-nano_b64-16k_cifar10.py"
 CONTINUED = FOLDER / "fma2d-nano_b64-16k-5k_cifar10.py"
-SHIPPED = FOLDER / "fma2d-nano_b64-27k_cifar10.py"
-COMPARED = [path for path in CONFIGS if path not in (LONGER, CONTINUED, SHIPPED)]
+CONTINUED_AGAIN = FOLDER / "fma2d-nano_b64-27k_cifar10.py"
+SHIPPED = FOLDER / "fma2d-nano_b64-33k_cifar10.py"
+COMPARED = [path for path in CONFIGS if path not in (LONGER, CONTINUED, CONTINUED_AGAIN, SHIPPED)]
 # The configs that compare attentions, each with the option that chooses one and the number of its attentions.
 CONTROLS = [
     (TRIAL / "vit-micro-p4_b64-12k_cifar10.py", "custom_hooks.0.attention", 2),
@@ -65,7 +66,10 @@ def test_the_longer_training_differs_in_its_schedule_alone():
     assert short == long
 
 
-@pytest.mark.parametrize("config, before, iterations", [(CONTINUED, LONGER, 5000), (SHIPPED, CONTINUED, 8000)])
+@pytest.mark.parametrize(
+    "config, before, iterations",
+    [(CONTINUED, LONGER, 5000), (CONTINUED_AGAIN, CONTINUED, 8000), (SHIPPED, CONTINUED_AGAIN, 6000)],
+)
 def test_a_continued_training_starts_from_the_one_before(config, before, iterations):
     long, last, continued = (Config.fromfile(path).to_dict() for path in (LONGER, before, config))
     assert continued["load_from"] == f"work_dirs/{before.stem}/iter_{last['iterations']}.pth"

@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 
 @pytest.fixture(scope="module", autouse=True)
 def libraries_have_said_what_they_print_once() -> None:
-    fma_mm.get_model("fma2d-nano_b64-27k_cifar10")
+    fma_mm.get_model("fma2d-nano_b64-33k_cifar10")
 
 
 def modules() -> list[str]:

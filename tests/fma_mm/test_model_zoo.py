@@ -15,7 +15,7 @@ from fma_mm.model_zoo import files_root
 ROOT = Path(__file__).parents[2]
 METAFILES = [ROOT / "configs" / folder / "metafile.yml" for folder in ("imagenet", "cifar10")]
 ENTRIES = [entry for path in METAFILES for entry in yaml.safe_load(path.read_text())["Models"]]
-NANO = "fma2d-nano_b64-27k_cifar10"
+NANO = "fma2d-nano_b64-33k_cifar10"
 TINY = "fma2d-tiny_8xb128_in1k"
 SMALL = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
 
