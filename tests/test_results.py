@@ -25,7 +25,9 @@ def test_tables_of_language_models(path):
     assert str(ROOT) not in path.read_text(), "a path of the machine"
 
 
-@pytest.mark.parametrize("name", ["recall", "recall-128", "recall-128-linear", "listops", "listops-500"])
+@pytest.mark.parametrize(
+    "name", ["recall", "recall-128", "recall-128-linear", "recall-128-seed-1", "listops", "listops-500"]
+)
 def test_tables_of_sequences(name):
     found = json.loads((ROOT / f"benchmarks/results/{name}-cpu.json").read_text())
     text = (ROOT / "docs/far_field.md").read_text()
