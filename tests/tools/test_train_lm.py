@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.tool_loader import load_tool
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 tool = load_tool("train_lm")
 CONFIGS = Path(__file__).parents[2] / "configs/lm"
@@ -43,6 +44,18 @@ def test_command(config, data, tmp_path, capsys):
     assert changes["common.seed"] == "5"
     assert Path(changes["checkpoint.save_dir"]).is_relative_to(out)
     assert not out.exists(), "a dry run writes nothing"
+
+
+@pytest.mark.parametrize("name", ["run=1,2", "it's (a) [run]", "é ~ #"])
+def test_hydra_reads_the_names_of_folders_as_they_are(name, data, tmp_path, capsys):
+    command = dry_run(capsys, CONFIGS / "stdlib.yaml", "--data", data.rename(tmp_path / name), "--out", tmp_path / name)
+    texts = [text for text in command if text.startswith(("++task.data", "++checkpoint", "hydra.run"))]
+    changes = {change.key_or_group: change.value() for change in OverridesParser.create().parse_overrides(texts)}
+    assert changes == {
+        "task.data": str(tmp_path / name),
+        "checkpoint.save_dir": str(tmp_path / name / "checkpoints"),
+        "hydra.run.dir": str(tmp_path / name),
+    }
 
 
 def test_the_recipe_speaks_where_the_command_line_is_silent(data, capsys):

@@ -92,6 +92,12 @@ def shipped_checkpoint() -> Path:
     return checkpoint
 
 
+def hydra_value(path: Path) -> str:
+    """A path as the value of an override: in quotes where hydra's grammar would read its characters as its own."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w./+-]+", text, re.ASCII) else "'" + text.replace("'", r"\'") + "'"
+
+
 def training_command(
     config: Path, data: Path, out: Path, variant: Variant | None, context: int | None, overrides: list[str]
 ) -> list[str]:
@@ -121,9 +127,9 @@ def training_command(
             raise CommandError(f"{text!r}: expected KEY=VALUE, such as optimization.max_update=1000")
     out = out.resolve()
     changes = [
-        f"common.user_dir={plugin()}",
-        f"task.data={data.resolve()}",
-        f"checkpoint.save_dir={out / 'checkpoints'}",
+        f"common.user_dir={hydra_value(plugin())}",
+        f"task.data={hydra_value(data.resolve())}",
+        f"checkpoint.save_dir={hydra_value(out / 'checkpoints')}",
         *([] if context is None else [f"task.tokens_per_sample={context}"]),
         *([] if variant is None else variant.overrides),
         *overrides,
@@ -131,7 +137,7 @@ def training_command(
     return [
         sys.executable, "-m", "fairseq_cli.hydra_train",
         "--config-dir", str(config.parent.resolve()), "--config-name", config.stem,
-        f"hydra.run.dir={out}", *(f"++{change}" for change in changes),
+        f"hydra.run.dir={hydra_value(out)}", *(f"++{change}" for change in changes),
     ]  # fmt: skip
 
 
