@@ -46,7 +46,7 @@ def test_command(config, data, tmp_path, capsys):
     assert not out.exists(), "a dry run writes nothing"
 
 
-@pytest.mark.parametrize("name", ["run=1,2", "it's (a) [run]", "é ~ #"])
+@pytest.mark.parametrize("name", ["run=1,2", "it's (a) [run]", "é ~ #", r"a\'b c\\"])
 def test_hydra_reads_the_names_of_folders_as_they_are(name, data, tmp_path, capsys):
     command = dry_run(capsys, CONFIGS / "stdlib.yaml", "--data", data.rename(tmp_path / name), "--out", tmp_path / name)
     texts = [text for text in command if text.startswith(("++task.data", "++checkpoint", "hydra.run"))]

@@ -94,8 +94,10 @@ def shipped_checkpoint() -> Path:
 
 def hydra_value(path: Path) -> str:
     """A path as the value of an override: in quotes where hydra's grammar would read its characters as its own."""
+    from hydra.core.override_parser.types import Quote, QuotedString  # comes with fairseq, which is optional
+
     text = str(path)
-    return text if re.fullmatch(r"[\w./+-]+", text, re.ASCII) else "'" + text.replace("'", r"\'") + "'"
+    return text if re.fullmatch(r"[\w./+-]+", text, re.ASCII) else QuotedString(text, Quote.single).with_quotes()
 
 
 def training_command(
