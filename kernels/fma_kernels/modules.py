@@ -68,6 +68,7 @@ class CoreAttention(nn.Module):
         share_heads: bool = False,
         scale: float | None = None,
         group_bias: bool = True,
+        value_gain: float = 1.0,
         num_global_tokens: int = 0,
         backend: str = "auto",
     ):
@@ -84,15 +85,18 @@ class CoreAttention(nn.Module):
         self.group: ProcessGroup | None = None
         self.check_ranks = True
 
-        def basis(causal_queries: bool = False) -> SummaryBasis:
+        def basis(**options: Any) -> SummaryBasis:
             return SummaryBasis(
                 num_heads, head_dim, cell_size, rank, ndim=ndim, num_levels=num_levels, kind=basis_kind,
-                share_heads=share_heads, causal_queries=causal_queries,
+                share_heads=share_heads, **options,
             )  # fmt: skip
 
-        basis()  # checks the arguments, of controls too
+        number = isinstance(value_gain, (int, float)) and math.isfinite(value_gain)
+        require(number, "value_gain", value_gain, "a finite number")
+        require(value_gain == 1 or basis_kind != "mean", "value_gain", value_gain, "1 with basis_kind='mean'")
+        basis()  # checks the other arguments, of controls too
         summarised = attention in ("fma", "fma_linear")
-        self.key_basis, self.value_basis = (basis(), basis()) if summarised else (None, None)
+        self.key_basis, self.value_basis = (basis(), basis(gain=value_gain)) if summarised else (None, None)
         self.query_basis = basis(causal_queries=causal) if attention == "fma_linear" else None
 
     def forward(
@@ -267,6 +271,8 @@ class FMAttention(nn.Module):
         qkv_bias: give the query, key and value projections a bias.
         scale: factor of the products; default 1 / sqrt(C / H).
         group_bias: add the logarithm of the number of tokens behind a summary to its logit.
+        value_gain: factor of the means that value summaries start as; 1 with ``"mean"``. With 0 they start as zeros: the
+            far field takes weight but adds nothing until its values are learned. For training from scratch.
         num_global_tokens: leading tokens, such as a class token, that have no place in the grid: they read every token
             one by one, and every token reads them. 0 with ``causal``.
         attn_drop: dropout of attention weights.
@@ -298,6 +304,7 @@ class FMAttention(nn.Module):
         qkv_bias: bool = True,
         scale: float | None = None,
         group_bias: bool = True,
+        value_gain: float = 1.0,
         num_global_tokens: int = 0,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
@@ -312,7 +319,7 @@ class FMAttention(nn.Module):
         self.attention = CoreAttention(
             num_heads, embed_dims // num_heads, cell_size=cell_size, rank=rank, ndim=ndim, causal=causal,
             attention=attention, basis_kind=basis_kind, num_levels=num_levels, share_heads=share_heads, scale=scale,
-            group_bias=group_bias, num_global_tokens=num_global_tokens, backend=backend,
+            group_bias=group_bias, value_gain=value_gain, num_global_tokens=num_global_tokens, backend=backend,
         )  # fmt: skip
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial, reduce
 
@@ -22,7 +23,8 @@ KINDS = ("nested", "direct", "mean")
 class SummaryBasis(nn.Module):
     """Weights that turn the tokens of a cell into its ``rank**ndim`` summaries (arXiv 2310.11960, section 3.2).
 
-    The weights are separable per axis and separate per channel; all kinds start as the mean of each sub-block.
+    The weights are separable per axis and separate per channel; all kinds start as the mean of each sub-block, times
+    ``gain``.
 
     * ``nested``: level 1 from tokens, every further level from the summaries of the two children per axis. O(n) for
       all levels together, and the number of weights does not depend on the input: a level beyond those that were
@@ -57,6 +59,7 @@ class SummaryBasis(nn.Module):
         kind: ``"nested"``, ``"direct"`` or ``"mean"``.
         share_heads: share the weights over heads.
         causal_queries: pool the queries of causal FMA-linear; needs ``ndim=1``.
+        gain: factor of the first summaries, 1 with ``mean``. With 0 a fresh basis makes zeros, and learns from there.
 
     Raises:
         ValueError: an argument is outside of what is stated above.
@@ -79,6 +82,7 @@ class SummaryBasis(nn.Module):
         kind: str = "nested",
         share_heads: bool = False,
         causal_queries: bool = False,
+        gain: float = 1.0,
     ):
         super().__init__()
         for name, value in dict(num_heads=num_heads, head_dim=head_dim, num_levels=num_levels).items():
@@ -86,10 +90,12 @@ class SummaryBasis(nn.Module):
         require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
         require(ndim in (1, 2, 3), "ndim", ndim, "1, 2 or 3")
         require(not causal_queries or ndim == 1, "causal_queries", causal_queries, f"False with ndim={ndim}")
+        require(isinstance(gain, (int, float)) and math.isfinite(gain), "gain", gain, "a finite number")
+        require(gain == 1 or kind != "mean", "gain", gain, "1 with kind='mean'")
         Hierarchy((1,) * ndim, cell_size, rank)  # checks cell_size and rank
         self.num_heads, self.head_dim = num_heads, head_dim
         self.cell_size, self.rank, self.ndim = cell_size, rank, ndim
-        self.kind, self.share_heads, self.causal_queries = kind, share_heads, causal_queries
+        self.kind, self.share_heads, self.causal_queries, self.gain = kind, share_heads, causal_queries, gain
         self.num_levels = 0 if kind == "mean" else num_levels if kind == "direct" else max(2, num_levels)
         for level in range(1, self.num_levels + 1):
             for axis in range(ndim):
@@ -108,10 +114,15 @@ class SummaryBasis(nn.Module):
         return summaries, width, self.head_dim * (1 if self.share_heads else self.num_heads)
 
     def reset_parameters(self) -> None:
-        """Set every weight to that of the mean of its sub-block."""
+        """Set every weight to that of the mean of its sub-block, and scale what reads tokens along axis 0.
+
+        The other weights stay as they are: where all factors of a product are zero, none of them learns.
+        """
         with torch.no_grad():
-            for parameter in self.parameters():
+            for name, parameter in self.named_parameters():
                 parameter.copy_(_mean(parameter.shape[0], parameter.shape[1], like=parameter).expand_as(parameter))
+                if name.startswith("axis0_") and (self.kind == "direct" or name == self._name(0, 1)):
+                    parameter.mul_(self.gain)
 
     def weight(self, axis: int, level: int, like: Tensor | None = None) -> Tensor:
         """Weights that make ``level`` along ``axis``, by head: (H or 1, outputs, inputs, d).
@@ -163,7 +174,7 @@ class SummaryBasis(nn.Module):
         return (
             f"num_heads={self.num_heads}, head_dim={self.head_dim}, cell_size={self.cell_size}, rank={self.rank}, "
             f"ndim={self.ndim}, num_levels={self.num_levels}, kind={self.kind!r}, share_heads={self.share_heads}, "
-            f"causal_queries={self.causal_queries}"
+            f"causal_queries={self.causal_queries}, gain={self.gain}"
         )
 
 

@@ -46,6 +46,13 @@ class AttentionFlags(FairseqDataclass):
             "before there is anything to read in them (docs/results.md)"
         },
     )
+    fma_value_gain: float = field(
+        default=0.0,
+        metadata={
+            "help": "fma, fma-linear: factor of the means that learned value summaries start as. 1 in fma_kernels, but "
+            "0 here: a model learns sooner when the far field begins as zeros (docs/far_field.md)"
+        },
+    )
     fma_backend: ChoiceEnum(BACKENDS) = field(
         default="auto",
         metadata={"help": "fma, fma-linear, near: implementation of the operators, as in fma_kernels"},

@@ -1,6 +1,7 @@
 """FMAttention as a module: its parts, its limits, and the ways PyTorch has to run it."""
 
 import io
+import math
 
 import pytest
 import torch
@@ -136,6 +137,22 @@ def test_full_attention_is_that_of_pytorch(causal):
         torch.testing.assert_close(core(query, key, value, key_padding_mask=padding), expected)
 
 
+@VARIANTS
+def test_far_values_of_gain_zero_only_dilute_the_near_field(grid, options):
+    """One softmax over near field and summaries whose values are zeros."""
+    if options.get("basis_kind") == "mean":
+        return  # has no weights to start from: test_bad_arguments_are_refused
+    core, near = (
+        CoreAttention(2, 4, **{**options, **change}) for change in (dict(value_gain=0), dict(attention="near"))
+    )
+    query, key = torch.randn(2, 1, 2, options.get("num_global_tokens", 0) + torch.Size(grid).numel(), 4)
+    out, share = (core(query, key, value, grid) for value in (key, torch.ones_like(key)))
+    if core.attention == "full":
+        near = CoreAttention(2, 4, **options)
+    torch.testing.assert_close(out, share * near(query, key, key, grid))
+    assert (share < 1 - 1e-3).any() == (core.attention.startswith("fma"))
+
+
 def test_a_sequence_needs_no_grid():
     for options in (dict(), dict(num_global_tokens=2)):
         module = FMAttention(8, 2, cell_size=4, **options)
@@ -251,6 +268,8 @@ def test_activation_checkpointing_repeats_the_same_dropout():
         (dict(backend="fast"), "backend='fast'"),
         (dict(attention="linear"), "attention='linear': expected one of full, near, fma, fma_linear"),
         (dict(attention="near", rank=3), "rank=3"),
+        (dict(attention="near", value_gain=math.nan), "value_gain=nan.*finite"),
+        (dict(basis_kind="mean", value_gain=0), "value_gain=0.*1 with basis_kind='mean'"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

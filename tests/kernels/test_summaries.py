@@ -103,6 +103,34 @@ def test_a_fresh_basis_gives_the_mean_of_the_existing_tokens_on_any_shape(data, 
 
 
 @pytest.mark.parametrize("kind", ["nested", "direct"])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("gain", [0, 0.25, -2.0])
+def test_the_gain_is_a_factor_of_the_first_summaries(kind, ndim, gain):
+    hierarchy = Hierarchy({1: (70,), 2: (13, 9), 3: (7, 6, 5)}[ndim], 2, 2)
+    basis, means = (make_basis(hierarchy, kind, noise=0.0, **options) for options in (dict(gain=gain), dict()))
+    x = random(2, 2, hierarchy.num_tokens, 3)
+    torch.testing.assert_close(aggregate(x, basis, hierarchy), gain * aggregate(x, means, hierarchy))
+
+
+@pytest.mark.parametrize("kind", ["nested", "direct"])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_a_basis_that_makes_zeros_learns(kind, ndim):
+    """As far as one that starts as means: no weight is left behind a product of zeros."""
+    hierarchy = Hierarchy((18,) * ndim, 2)
+    basis = make_basis(hierarchy, kind, noise=0.0, gain=0)
+    x, target = random(1, 2, hierarchy.num_tokens, 3), random(1, 2, hierarchy.num_summaries, 3, seed=1)
+    for _ in range(2):  # the first step takes the factor of zeros away
+        basis.zero_grad()
+        (aggregate(x, basis, hierarchy) - target).square().sum().backward()
+        with torch.no_grad():
+            for parameter in basis.parameters():
+                parameter -= 1e-3 * parameter.grad
+    for name, parameter in basis.named_parameters():
+        if parameter not in set(basis.unread(hierarchy)):
+            assert (parameter.grad != 0).all(), name
+
+
+@pytest.mark.parametrize("kind", ["nested", "direct"])
 @pytest.mark.parametrize("queries", [False, True])
 def test_gradcheck(kind, queries):
     hierarchy = Hierarchy((19,), 4, 2, causal=queries)
@@ -156,6 +184,9 @@ def test_low_precision_tokens_keep_their_dtype():
         (dict(num_heads=0), "num_heads=0"),
         (dict(rank=3), "rank=3.*divisor"),
         (dict(ndim=2, causal_queries=True), "causal_queries=True.*ndim=2"),
+        (dict(gain=math.inf), "gain=inf.*finite"),
+        (dict(gain="0"), "gain='0'.*finite"),
+        (dict(gain=0.5, kind="mean"), "gain=0.5.*1 with kind='mean'"),
     ],
 )
 def test_bad_basis_is_refused(arguments, message):

@@ -102,6 +102,19 @@ def test_flags_reach_the_operators(name):
     assert not make_attention(True, fma_attention=name).attention.group_bias, "off, unless the flag is given"
 
 
+@pytest.mark.parametrize("name", ["fma", "fma-linear"])
+def test_value_summaries_start_as_zeros_unless_the_flag_says_otherwise(name):
+    def gains(**flags) -> tuple[float, ...]:
+        core = make_attention(True, fma_attention=name, random=False, **flags).attention
+        return tuple(basis.weight(0, 1).sum().item() for basis in (core.key_basis, core.value_basis))
+
+    means = gains(fma_value_gain=1.0)
+    assert means[0] == means[1] > 0
+    assert gains() == (means[0], 0)
+    assert gains(fma_value_gain=0.5) == (means[0], means[1] / 2)
+    assert gains(fma_basis_kind="mean", fma_value_gain=0.5) == gains(fma_basis_kind="mean"), "means have no weights"
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", ["near", "fma", "fma-linear"])
 @settings(max_examples=12)

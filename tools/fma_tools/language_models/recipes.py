@@ -17,6 +17,7 @@ OPTIONS = {
     "rank": "fma_rank",
     "basis_kind": "fma_basis_kind",
     "group_bias": "fma_group_bias",
+    "value_gain": "fma_value_gain",
     "window": "fma_window",
     "positions": "fma_positions",
 }
