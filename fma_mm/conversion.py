@@ -25,6 +25,7 @@ def convert_attention(
     num_levels: int | None = None,
     share_heads: bool = False,
     group_bias: bool = True,
+    value_gain: float = 1.0,
     backend: str = "auto",
 ) -> nn.Module:
     """Replace the self-attention of a vision transformer by FMA over its patches, in place.
@@ -34,7 +35,7 @@ def convert_attention(
     ``MaskFeatViT``. The rest of the layers stays: the trained projections under their names, dropout, layer scale,
     stochastic depth. Class and distillation tokens remain exact: they read every token and every token reads them.
 
-    The only new parameters are the summary bases, with ``_basis`` in their names. They start as means and follow
+    The only new parameters are the summary bases, with ``_basis`` in their names. They start as means, and follow
     ``requires_grad`` of the projection to queries, keys and values. So an earlier checkpoint loads, and only the bases
     are missing in it. Where the patches of an image make at most two cells per side, the model computes the same as
     before (a ViT/16 at 224 x 224 has 14 x 14 patches: two cells of 7).
@@ -59,6 +60,8 @@ def convert_attention(
             last one on larger images, ``"direct"`` ones need all.
         share_heads: share the bases over the heads.
         group_bias: let a summary weigh as much as the tokens that it stands for.
+        value_gain: factor of the means that learned value summaries start as: 1 for a trained model, whose attention
+            FMA then comes closest to; 0 for one that is trained from scratch, which learns sooner (docs/far_field.md).
         backend: see :func:`fma_kernels.fma_attention`.
 
     Returns:
@@ -101,6 +104,7 @@ def convert_attention(
         num_levels=num_levels,
         share_heads=share_heads,
         group_bias=group_bias,
+        value_gain=value_gain,
         num_global_tokens=replacement.count_global_tokens(backbone),
         backend=backend,
     )

@@ -49,7 +49,7 @@ param_scheduler = [
 train_cfg = dict(max_iters=iters, val_interval=300)
 default_hooks = dict(checkpoint=dict(interval=300))
 custom_hooks = [
-    dict(type="ConvertAttentionHook", cell_size=2, rank=1, attention="fma"),
+    dict(type="ConvertAttentionHook", cell_size=2, rank=1, attention="fma", value_gain=0),
     dict(type="CPUThreadsHook", num_threads=1),
     dict(type="RunSummaryHook", num_images=8, metric="mIoU"),
 ]

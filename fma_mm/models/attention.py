@@ -20,7 +20,7 @@ class FMA2DAttention(FMAttention, BaseModule):
     ``forward(x, grid)`` takes the G global tokens and then the tokens of the map in row-major order, (B, G + H * W, C),
     and the height and width ``grid = (H, W)`` of the map. It returns (B, G + H * W, C).
 
-    The summary bases start as means and keep that start: no ``init_cfg`` reaches them.
+    The summary bases keep the start that ``value_gain`` gives them: no ``init_cfg`` reaches them.
 
     Args:
         embed_dims: number of channels C, a multiple of ``num_heads``.
@@ -31,7 +31,8 @@ class FMA2DAttention(FMAttention, BaseModule):
         init_cfg: mmengine initialisation config.
         **options: the other arguments of :class:`fma_kernels.FMAttention`: ``attention`` (``"fma"``, ``"fma_linear"``,
             or a control, ``"near"``, ``"full"`` or ``"none"``), ``basis_kind``, ``num_levels``, ``share_heads``,
-            ``qkv_bias``, ``group_bias``, ``num_global_tokens``, ``attn_drop``, ``proj_drop``, ``backend``.
+            ``qkv_bias``, ``group_bias``, ``value_gain``, ``num_global_tokens``, ``attn_drop``, ``proj_drop``,
+            ``backend``.
 
     Raises:
         ValueError: an argument is outside of the values stated above.

@@ -29,7 +29,9 @@ T = TypeVar("T")
 ARCH_KEYS = {"embed_dims", "depths", "num_heads"}
 
 #: Arguments of :class:`FMA2D` that it passes on to the attention of every block.
-ATTENTION_OPTIONS = ("attention", "basis_kind", "share_heads", "qkv_bias", "qk_scale", "group_bias", "backend")
+ATTENTION_OPTIONS = (
+    "attention", "basis_kind", "share_heads", "qkv_bias", "qk_scale", "group_bias", "value_gain", "backend",
+)  # fmt: skip
 
 #: What the backward pass makes anew instead of keeping it, beside whole blocks: nothing; the activations inside the
 #: feed-forward networks; or these networks with their normalisation, but for the second linear layer.
@@ -187,7 +189,7 @@ class FMA2D(BaseModule):
             normalisation. Outputs and gradients are the same, bit for bit. docs/performance.md has what each saves.
         with_cp: recompute each block in the backward pass, which takes the most time and the least memory.
         init_cfg: mmengine initialisation config; None for truncated normal linear layers and Kaiming convolutions. The
-            summary bases start as means whatever it says.
+            summary bases start as ``value_gain`` says, whatever it is.
         **attention_options: options of the attention of every block, with the defaults of :class:`FMA2DAttention`:
 
             - ``attention``: ``"fma"``, or ``"fma_linear"`` where queries are summarised too and the cost is linear in
@@ -199,6 +201,8 @@ class FMA2D(BaseModule):
             - ``qkv_bias``: add a bias to the projections to queries, keys and values; True by default.
             - ``qk_scale``: factor of the logits; ``head_dim ** -0.5`` by default.
             - ``group_bias``: let a summary weigh as much as the tokens that it stands for; True by default.
+            - ``value_gain``: factor of the means that learned value summaries start as; 0 by default, with which the
+              far field adds nothing at first, and models learn sooner.
             - ``backend``: see :func:`fma_kernels.fma_attention`; ``"auto"`` by default.
 
     Raises:

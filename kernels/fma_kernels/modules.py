@@ -68,7 +68,7 @@ class CoreAttention(nn.Module):
         share_heads: bool = False,
         scale: float | None = None,
         group_bias: bool = True,
-        value_gain: float = 1.0,
+        value_gain: float = 0.0,
         num_global_tokens: int = 0,
         backend: str = "auto",
     ):
@@ -93,10 +93,10 @@ class CoreAttention(nn.Module):
 
         number = isinstance(value_gain, (int, float)) and math.isfinite(value_gain)
         require(number, "value_gain", value_gain, "a finite number")
-        require(value_gain == 1 or basis_kind != "mean", "value_gain", value_gain, "1 with basis_kind='mean'")
         basis()  # checks the other arguments, of controls too
         summarised = attention in ("fma", "fma_linear")
-        self.key_basis, self.value_basis = (basis(), basis(gain=value_gain)) if summarised else (None, None)
+        gain = 1.0 if basis_kind == "mean" else value_gain
+        self.key_basis, self.value_basis = (basis(), basis(gain=gain)) if summarised else (None, None)
         self.query_basis = basis(causal_queries=causal) if attention == "fma_linear" else None
 
     def forward(
@@ -271,8 +271,9 @@ class FMAttention(nn.Module):
         qkv_bias: give the query, key and value projections a bias.
         scale: factor of the products; default 1 / sqrt(C / H).
         group_bias: add the logarithm of the number of tokens behind a summary to its logit.
-        value_gain: factor of the means that value summaries start as; 1 with ``"mean"``. With 0 they start as zeros: the
-            far field takes weight but adds nothing until its values are learned. For training from scratch.
+        value_gain: factor of the means that learned value summaries start as. With 0 the far field adds nothing until
+            its values are learned, with which models learn sooner (docs/far_field.md). 1 is the start of the paper, and
+            the one for projections that were trained with another attention. No effect with ``"mean"``.
         num_global_tokens: leading tokens, such as a class token, that have no place in the grid: they read every token
             one by one, and every token reads them. 0 with ``causal``.
         attn_drop: dropout of attention weights.
@@ -304,7 +305,7 @@ class FMAttention(nn.Module):
         qkv_bias: bool = True,
         scale: float | None = None,
         group_bias: bool = True,
-        value_gain: float = 1.0,
+        value_gain: float = 0.0,
         num_global_tokens: int = 0,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,

@@ -49,8 +49,8 @@ class AttentionFlags(FairseqDataclass):
     fma_value_gain: float = field(
         default=0.0,
         metadata={
-            "help": "fma, fma-linear: factor of the means that learned value summaries start as. 1 in fma_kernels, but "
-            "0 here: a model learns sooner when the far field begins as zeros (docs/far_field.md)"
+            "help": "fma, fma-linear: factor of the means that learned value summaries start as. With 0 the far field "
+            "adds nothing at first, and models learn sooner (docs/far_field.md)"
         },
     )
     fma_backend: ChoiceEnum(BACKENDS) = field(

@@ -37,11 +37,10 @@ def build_multipole(
     divides = rank >= 1 and cell_size % rank == 0
     require(divides, "fma_rank", rank, f"a divisor of fma_cell_size, which is {cell_size}")
     require(max_tokens >= 1, "tokens_per_sample", max_tokens, "an integer >= 1")
-    kind = str(flags.fma_basis_kind)
     build = FMALinear if attention == "fma_linear" else CoreAttention
     return build(
         num_heads, head_dim, cell_size=cell_size, rank=rank, causal=causal, attention=attention,
-        basis_kind=kind, group_bias=flags.fma_group_bias, backend=str(flags.fma_backend),
-        value_gain=1.0 if kind == "mean" else flags.fma_value_gain,  # means have no weights to start from
+        basis_kind=str(flags.fma_basis_kind), group_bias=flags.fma_group_bias, backend=str(flags.fma_backend),
+        value_gain=flags.fma_value_gain,
         num_levels=max(1, Hierarchy((max_tokens,), cell_size, rank, causal=causal).num_levels),
     )  # fmt: skip

@@ -147,7 +147,7 @@ def test_on_larger_images_it_is_fma_over_the_patches(build, attention):
     names = ("qkv", "proj") if build is pretrain else ("in_proj", "out_proj")
     weights = dict(inner.named_parameters())
     options = dict(cell_size=4, rank=2, attention=attention, num_levels=2)
-    fma = FMAttention(8, 2, ndim=2, num_global_tokens=1, **options).eval()
+    fma = FMAttention(8, 2, ndim=2, num_global_tokens=1, value_gain=1, **options).eval()
     fma.qkv.weight = inner.qkv.weight if build is pretrain else inner.in_proj_weight
     fma.qkv.bias = inner.qkv.bias if build is pretrain else inner.in_proj_bias
     fma.proj.weight, fma.proj.bias = (weights[f"{names[1]}.{kind}"] for kind in ("weight", "bias"))

@@ -58,8 +58,9 @@ def test_controls_have_the_weights_of_fma_without_the_bases(attention):
     assert all(torch.equal(control[name], fma[name]) for name in control)
 
 
-def test_initialisation_reaches_the_projections_and_leaves_the_bases_means():
-    module = FMA2DAttention(32, 4, cell_size=4, rank=2, init_cfg=dict(type="Constant", layer="Linear", val=3, bias=2))
+def test_initialisation_reaches_the_projections_and_leaves_the_bases_as_they_start():
+    init_cfg = dict(type="Constant", layer="Linear", val=3, bias=2)
+    module = FMA2DAttention(32, 4, cell_size=4, rank=2, value_gain=0.25, init_cfg=init_cfg)
     before = {name: p.clone() for name, p in module.named_parameters() if "_basis" in name}
     module.init_weights()
     assert (module.qkv.weight == 3).all() and (module.proj.bias == 2).all()
@@ -67,7 +68,8 @@ def test_initialisation_reaches_the_projections_and_leaves_the_bases_means():
     for name, parameter in module.named_parameters():
         if "_basis" in name:
             assert torch.equal(parameter, before[name])
-            assert torch.equal(parameter.sum(1), torch.ones_like(parameter[:, 0]))
+            gain = 0.25 if name == "attention.value_basis.axis0_level1" else 1
+            assert torch.equal(parameter.sum(1), torch.full_like(parameter[:, 0], gain))
 
 
 def test_a_checkpoint_with_fewer_levels_gives_the_same_function():
