@@ -29,6 +29,7 @@ DECODERS = {
 ENCODERS = {**DECODERS, "reformer": dict(fma_attention="reformer")}
 
 _ATTENTION = dict(fma_cell_size=4, fma_rank=2, fma_window=4, dropout=0.0, attention_dropout=0.0)
+_ATTENTION |= dict(fma_value_gain=1.0)  # far values as large as near ones
 _DECODER = dict(decoder_layers=2, decoder_embed_dim=16, decoder_input_dim=16, decoder_output_dim=16)
 _DECODER |= dict(decoder_ffn_embed_dim=24, decoder_attention_heads=2)
 _ENCODER = dict(encoder_layers=2, encoder_embed_dim=16, encoder_ffn_embed_dim=24, encoder_attention_heads=2)
