@@ -1,6 +1,7 @@
 """The tables of docs/results.md and docs/far_field.md are those that the measurements wrote."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,19 @@ def test_tables_of_sequences(name):
     found = json.loads((ROOT / f"benchmarks/results/{name}-cpu.json").read_text())
     text = (ROOT / "docs/far_field.md").read_text()
     assert sequences.table(found["rows"]) in text and f"benchmarks/results/{name}-cpu.json" in text
+
+
+def test_table_of_ideas():
+    found = json.loads((ROOT / "benchmarks/results/ideas-masked-cpu.json").read_text())
+    text = (ROOT / "docs/far_field.md").read_text()
+    near = found["rows"][0]["bits_by_seed"]
+    for row in found["rows"]:
+        bits = row["bits_by_seed"]
+        perplexities, mean = [2**x for x in bits.values()], 2 ** statistics.fmean(bits.values())
+        shown = ", ".join(f"{x:.1f}" for x in perplexities)
+        above = ", ".join(f"{x - near[seed]:+.2f}" for seed, x in bits.items())
+        assert f"| {row['text']} | {shown} | {mean:.1f} | {above} |" in text
+    assert (ROOT / found["patch"]).is_file()
 
 
 def test_there_are_results():

@@ -17,7 +17,6 @@ model = dict(
         patch_sizes=(7, 3, 3),
         strides=(4, 2, 2),
         cell_sizes=4,
-        value_gain=1,  # as measured; the default is 0
         out_indices=(0, 1, 2),
     ),
     decode_head=dict(in_channels=[36, 72, 144], in_index=[0, 1, 2], channels=64),

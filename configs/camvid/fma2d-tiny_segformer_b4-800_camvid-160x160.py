@@ -7,12 +7,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(
-        type="FMA2D",
-        arch="tiny",
-        img_size=160,
-        out_indices=(0, 1, 2, 3),
-        value_gain=1,  # as measured; the default is 0
-    ),
+    backbone=dict(type="FMA2D", arch="tiny", img_size=160, out_indices=(0, 1, 2, 3)),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
 )

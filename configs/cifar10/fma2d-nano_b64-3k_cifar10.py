@@ -14,7 +14,6 @@ model = dict(
         patch_sizes=3,
         strides=2,
         cell_sizes=4,
-        value_gain=1,  # as measured and published; the default is 0
     ),
     head=dict(in_channels=144),
 )

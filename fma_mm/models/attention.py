@@ -27,12 +27,13 @@ class FMA2DAttention(FMAttention, BaseModule):
         num_heads: number of heads.
         cell_size: side of the finest cells, in tokens.
         rank: summaries per cell and axis; divides ``cell_size``.
+        value_gain: factor of the means that learned value summaries start as: 1, ahead of 0 by 0.3 to 0.9 points on
+            natural images and digits; 0 where attention alone has to find what is far (docs/far_field.md).
         qk_scale: factor of the logits; ``head_dim ** -0.5`` when None.
         init_cfg: mmengine initialisation config.
         **options: the other arguments of :class:`fma_kernels.FMAttention`: ``attention`` (``"fma"``, ``"fma_linear"``,
             or a control, ``"near"``, ``"full"`` or ``"none"``), ``basis_kind``, ``num_levels``, ``share_heads``,
-            ``qkv_bias``, ``group_bias``, ``value_gain``, ``num_global_tokens``, ``attn_drop``, ``proj_drop``,
-            ``backend``.
+            ``qkv_bias``, ``group_bias``, ``num_global_tokens``, ``attn_drop``, ``proj_drop``, ``backend``.
 
     Raises:
         ValueError: an argument is outside of the values stated above.
@@ -51,9 +52,13 @@ class FMA2DAttention(FMAttention, BaseModule):
         *,
         cell_size: int = 7,
         rank: int = 1,
+        value_gain: float = 1.0,
         qk_scale: float | None = None,
         init_cfg: dict | list[dict] | None = None,
         **options: Any,
     ):
-        super().__init__(embed_dims, num_heads, cell_size=cell_size, rank=rank, ndim=2, scale=qk_scale, **options)
+        super().__init__(
+            embed_dims, num_heads, cell_size=cell_size, rank=rank, ndim=2, value_gain=value_gain, scale=qk_scale,
+            **options,
+        )  # fmt: skip
         self.init_cfg = deepcopy(init_cfg)  # FMAttention, the class before BaseModule, does not pass it on

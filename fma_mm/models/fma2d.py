@@ -201,8 +201,8 @@ class FMA2D(BaseModule):
             - ``qkv_bias``: add a bias to the projections to queries, keys and values; True by default.
             - ``qk_scale``: factor of the logits; ``head_dim ** -0.5`` by default.
             - ``group_bias``: let a summary weigh as much as the tokens that it stands for; True by default.
-            - ``value_gain``: factor of the means that learned value summaries start as; 0 by default, with which the
-              far field adds nothing at first, and models learn sooner.
+            - ``value_gain``: factor of the means that learned value summaries start as; 1 by default. With 0 the far
+              field adds nothing at first.
             - ``backend``: see :func:`fma_kernels.fma_attention`; ``"auto"`` by default.
 
     Raises:
