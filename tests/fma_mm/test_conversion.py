@@ -165,6 +165,14 @@ def test_on_larger_images_it_is_fma_over_the_patches(build, attention):
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("build", [pretrain, seg])
+def test_value_summaries_start_as_means_unless_asked_otherwise(build):
+    for options, gain in ((dict(), 1), (dict(value_gain=0), 0)):
+        model = convert_attention(trained(build), 4, **options)
+        found = [p for name, p in model.named_parameters() if name.endswith("value_basis.axis0_level1")]
+        assert found and all((parameter.sum(1) == gain).all() for parameter in found)
+
+
 # --- which layers, which parameters
 
 

@@ -246,6 +246,12 @@ def test_every_parameter_has_a_finite_gradient(attention, basis_kind):
     assert all(parameter.grad.any() for parameter in used.parameters())
 
 
+def test_value_summaries_start_as_means_unless_the_config_says_otherwise():
+    for options, gain in ((dict(), 1), (dict(value_gain=0), 0)):
+        basis = small(**options).stages[0].blocks[0].attn.attention.value_basis
+        assert (basis.axis0_level1.sum(1) == gain).all() and (basis.axis1_level1.sum(1) == 1).all()
+
+
 @pytest.mark.parametrize(
     "options",
     [
