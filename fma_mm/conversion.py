@@ -35,10 +35,10 @@ def convert_attention(
     ``MaskFeatViT``. The rest of the layers stays: the trained projections under their names, dropout, layer scale,
     stochastic depth. Class and distillation tokens remain exact: they read every token and every token reads them.
 
-    The only new parameters are the summary bases, with ``_basis`` in their names. They start as means, and follow
-    ``requires_grad`` of the projection to queries, keys and values. So an earlier checkpoint loads, and only the bases
-    are missing in it. Where the patches of an image make at most two cells per side, the model computes the same as
-    before (a ViT/16 at 224 x 224 has 14 x 14 patches: two cells of 7).
+    The only new parameters are the summary bases, with ``_basis`` in their names. They start as means, or as
+    ``value_gain`` says, and follow ``requires_grad`` of the projection to queries, keys and values. So an earlier
+    checkpoint loads, and only the bases are missing in it. Where the patches of an image make at most two cells per
+    side, the model computes the same as before (a ViT/16 at 224 x 224 has 14 x 14 patches: two cells of 7).
 
     An optimizer or a distributed wrapper that was made before does not know the bases;
     :class:`fma_mm.ConvertAttentionHook` takes care of both.

@@ -17,6 +17,11 @@ def require(condition: bool, name: str, value: Any, expected: str) -> None:
         raise ValueError(f"{name}={value!r}: expected {expected}")
 
 
+def require_finite(name: str, value: Any) -> None:
+    """``value`` is a finite number."""
+    require(isinstance(value, (int, float)) and math.isfinite(value), name, value, "a finite number")
+
+
 def refuse_jit_trace() -> None:
     """Refuse ``torch.jit.trace``, under which sizes are tensors, while the geometry needs numbers.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .backends.selection import BACKENDS
-from .checks import refuse_jit_trace, require, require_num_global_tokens
+from .checks import refuse_jit_trace, require, require_finite, require_num_global_tokens
 from .decoding import DecodingState, KeyValueCache
 from .functional import fma
 from .hierarchy import Hierarchy
@@ -91,8 +91,7 @@ class CoreAttention(nn.Module):
                 share_heads=share_heads, **options,
             )  # fmt: skip
 
-        number = isinstance(value_gain, (int, float)) and math.isfinite(value_gain)
-        require(number, "value_gain", value_gain, "a finite number")
+        require_finite("value_gain", value_gain)
         basis()  # checks the other arguments, of controls too
         summarised = attention in ("fma", "fma_linear")
         gain = 1.0 if basis_kind == "mean" else value_gain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import partial, reduce
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from .backends.selection import BACKENDS, choose
 from .cells import pad_to
-from .checks import refuse_jit_trace, require, require_mask, require_tokens
+from .checks import refuse_jit_trace, require, require_finite, require_mask, require_tokens
 from .hierarchy import Hierarchy
 from .ops import contract, pool, summary_counts
 from .precision import sum_dtype
@@ -90,7 +89,7 @@ class SummaryBasis(nn.Module):
         require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
         require(ndim in (1, 2, 3), "ndim", ndim, "1, 2 or 3")
         require(not causal_queries or ndim == 1, "causal_queries", causal_queries, f"False with ndim={ndim}")
-        require(isinstance(gain, (int, float)) and math.isfinite(gain), "gain", gain, "a finite number")
+        require_finite("gain", gain)
         require(gain == 1 or kind != "mean", "gain", gain, "1 with kind='mean'")
         Hierarchy((1,) * ndim, cell_size, rank)  # checks cell_size and rank
         self.num_heads, self.head_dim = num_heads, head_dim

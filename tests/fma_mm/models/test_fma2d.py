@@ -237,8 +237,7 @@ def test_checkpoint_of_a_classifier_serves_another_resolution(tmp_path):
     [*product(["fma", "fma_linear"], ["nested", "direct", "mean"]), ("near", "nested"), ("full", "nested")],
 )
 def test_every_parameter_has_a_finite_gradient(attention, basis_kind):
-    options = dict(attention=attention, basis_kind=basis_kind, value_gain=1)  # 0 leaves all but one factor without
-    model = small(**options, out_indices=ALL, layer_scale_init_value=0.1)
+    model = small(attention=attention, basis_kind=basis_kind, out_indices=ALL, layer_scale_init_value=0.1)
     sum(out.square().mean() for out in model(torch.rand(2, 3, 64, 64))).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
