@@ -6,7 +6,7 @@
 
 Sequences such as ``k3 v7 k1 v4 . . . ? k1 v4 . . . ? k3 v7``: pairs of keys and values, and later questions. After
 arXiv 2312.04927. Written for the task ``recall`` of the fairseq plugin, which predicts the answers alone;
-docs/far_field.md compares attentions on it.
+docs/far_field_sequences.md compares attentions on it.
 """
 
 from __future__ import annotations
