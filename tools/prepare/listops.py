@@ -5,7 +5,8 @@
     python tools/prepare/listops.py --lengths 200 500 --train 20000 --out data/listops-500
 
 Lists such as ``[MAX 2 9 [MIN 4 7 ] 0 ]`` with the digit that they come to, by the published rules (arXiv 2011.04006),
-drawn anew from a seed. Written for fairseq's task ``sentence_prediction``; docs/far_field_sequences.md compares attentions on it.
+drawn anew from a seed. Written for fairseq's task ``sentence_prediction``;
+docs/far_field_sequences.md compares attentions on it.
 """
 
 from __future__ import annotations
