@@ -56,8 +56,16 @@ def test_means_over_seeds():
 
 
 def test_plot(tmp_path):
-    comparison.plot(ROWS, tmp_path / "plot.png", "title")
+    figure = comparison.plot([row | dict(curve=[(10, 5.0), (200, 3.5), (2000, row["bits"])]) for row in ROWS], "title")
+    for axes in figure.axes[:2]:  # the curves, from a tenth of the training on
+        assert axes.get_ylim()[1] == 3.5 and axes.get_ylim()[0] < 2.0 and len(axes.lines) == 2
+    figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_plot_without_curves():
+    figure = comparison.plot([row | dict(curve=[]) for row in ROWS], "title")
+    assert not figure.axes[0].lines and len(figure.axes[2].texts) == 2
 
 
 def test_every_attention_is_trained_with_every_seed(tmp_path):
