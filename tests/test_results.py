@@ -30,13 +30,25 @@ def test_tables_of_language_models(path):
     "name",
     [
         *("recall", "recall-others", "recall-128", "recall-128-linear", "recall-128-seed-1"),
-        *("listops", "listops-40", "listops-40-seeds", "listops-500"),
+        *("listops", "listops-40", "listops-40-seeds", "listops-40-rank-4", "listops-500"),
     ],
 )
 def test_tables_of_sequences(name):
     found = json.loads((ROOT / f"benchmarks/results/{name}-cpu.json").read_text())
     text = (ROOT / "docs/far_field_sequences.md").read_text()
     assert sequences.table(found["rows"]) in text and f"benchmarks/results/{name}-cpu.json" in text
+
+
+def test_table_of_what_the_far_field_adds():
+    names = ("lm-far-field-gain-cpu", "lm-far-field-cells-gain-cpu")
+    found = [json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())["rows"] for name in names]
+    bits = {row["name"]: row["bits_by_seed"] for rows in found for row in rows}
+    text = (ROOT / "docs/far_field.md").read_text()
+    for cell, rank in ((4, 1), (8, 2), (16, 4), (32, 8)):
+        near, far = bits[f"near:cell={cell}"], bits[f"fma:cell={cell},rank={rank}"]
+        added = [x - y for x, y in zip(near, far, strict=True)]
+        shown = " | ".join(f"{x:.3f}" for x in (*added, statistics.fmean(added)))
+        assert f"| {cell}, {rank} | {shown} |" in text
 
 
 def test_table_of_ideas():
