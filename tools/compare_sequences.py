@@ -7,8 +7,8 @@
         --attention full near:cell=8 fma:cell=8,rank={1,2,4} fma-linear:cell=8,rank=2
 
 The data are those of tools/prepare/listops.py and recall.py; ATTENTION is written as for train_lm.py. Trainings that
-ended before are not repeated. For recall, accuracies are also given by the distance from a question back to its pair.
-Prints a table, and writes NAME.json and NAME.md to --out.
+ended before are not repeated. Accuracies are also given by the distance from a question back to its pair (recall), or
+by the length of the list (ListOps). Prints a table, and writes NAME.json and NAME.md to --out.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from ..command import CommandError
 from .comparison import CHECKPOINT, Settings, train
 from .recipes import plugin
 
-#: Largest distances from a pair to its question, of the ranges that recall is given for.
+#: Largest distances from a pair to its question, or lengths of a list, of the ranges that accuracies are given for.
 LIMITS = (16, 32)
 
 
@@ -30,7 +30,7 @@ class Accuracy:
     """Accuracy of a model.
 
     Attributes:
-        right, count: by range of distance, or of the whole alone.
+        right, count: by range of distance (recall) or of length (ListOps).
     """
 
     right: list[int]
@@ -48,7 +48,7 @@ class Accuracy:
 
 
 def ranges() -> list[str]:
-    """Names of the ranges of distance."""
+    """Names of the ranges of distance, or of length."""
     starts = [1, *(limit + 1 for limit in LIMITS)]
     return [*(f"{start}-{limit}" for start, limit in zip(starts, LIMITS, strict=False)), f"> {LIMITS[-1]}"]
 
@@ -69,21 +69,22 @@ def accuracy(checkpoint: Path, data: Path, split: str) -> Accuracy:
     task.load_dataset(split)
     dataset, model = task.dataset(split), model.eval()
     recall = cfg.task._name == "recall"
-    size = len(LIMITS) + 1 if recall else 1
+    limits, size = torch.tensor(LIMITS), len(LIMITS) + 1
     right, count = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
     for start in range(0, len(dataset), 32):
         batch = dataset.collater([dataset[i] for i in range(start, min(start + 32, len(dataset)))])
         if recall:
             target = batch["target"]
             asked = target != task.target_dictionary.pad()
-            hits = model(**batch["net_input"])[0].argmax(-1) == target
-            places = torch.bucketize(distances(batch["net_input"]["src_tokens"], asked), torch.tensor(LIMITS))
-            right += torch.bincount(places[hits[asked]], minlength=size)
-            count += torch.bincount(places, minlength=size)
+            hits = (model(**batch["net_input"])[0].argmax(-1) == target)[asked]
+            spans = distances(batch["net_input"]["src_tokens"], asked)
         else:
             logits, _ = model(**batch["net_input"], classification_head_name=cfg.task.classification_head_name)
-            right += (logits.argmax(-1) == batch["target"].view(-1)).sum()
-            count += len(logits)
+            hits = logits.argmax(-1) == batch["target"].view(-1)
+            spans = lengths(batch["net_input"]["src_tokens"], task.source_dictionary.nspecial)
+        places = torch.bucketize(spans, limits)
+        right += torch.bincount(places[hits], minlength=size)
+        count += torch.bincount(places, minlength=size)
     return Accuracy(right.tolist(), count.tolist())
 
 
@@ -97,6 +98,16 @@ def distances(tokens: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
     rows, places = asked.nonzero(as_tuple=True)
     same = tokens[rows] == tokens[rows, places][:, None]
     return places - same.int().argmax(1)
+
+
+def lengths(tokens: torch.Tensor, special: int) -> torch.Tensor:
+    """Tokens of each sample, without padding and the special ones around it.
+
+    Args:
+        tokens: (B, N) token numbers.
+        special: how many special tokens there are; their numbers are the lowest.
+    """
+    return (tokens >= special).sum(1)
 
 
 def compare(settings: Settings, command: list[str]) -> None:
@@ -133,7 +144,7 @@ def compare(settings: Settings, command: list[str]) -> None:
 
 def table(rows: list[dict]) -> str:
     """The results as a table in Markdown; of several seeds the mean, and the least and the most of them."""
-    far = ranges() if len(rows[0]["by_range"]) > 1 else []
+    far = ranges() if sum(count > 0 for count in rows[0]["count"]) > 1 else []
     lines = [["attention", "accuracy, %", *far], ["---"] * (2 + len(far))]
     for row in rows:
         values = [100 * value for value in row["accuracy"]]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.tool_loader import load_tool
 
 from fma_tools.language_models import sequences
@@ -20,13 +21,19 @@ def test_table():
     lines = sequences.table(ROWS).splitlines()
     assert lines[0] == "| attention | accuracy, % | 1-16 | 17-32 | > 32 |"
     assert lines[2] == "| full | 62.5 (50.0-75.0) | 100.0 | 50.0 | nan |"
-    whole = sequences.table([ROWS[1] | dict(by_range=[0.25])]).splitlines()
+    one_range = dict(by_range=[float("nan"), float("nan"), 0.25], count=[0, 0, 3])
+    whole = sequences.table([ROWS[1] | one_range]).splitlines()
     assert whole[0] == "| attention | accuracy, % |" and whole[2] == "| near | 25.0 |"
 
 
 def test_accuracy_of_ranges():
     found = sequences.Accuracy([1, 3, 0], [2, 4, 0])
     assert found.total == pytest.approx(4 / 6) and found.by_range[:2] == [0.5, 0.75]
+
+
+def test_lengths_leave_out_padding_and_special_tokens():
+    tokens = torch.tensor([[0, 4, 5, 6, 7, 2], [0, 9, 4, 2, 1, 1]])
+    assert sequences.lengths(tokens, special=4).tolist() == [4, 2]
 
 
 @pytest.mark.parametrize("task", ["listops", "recall"])
@@ -46,3 +53,7 @@ def test_from_data_to_the_table(task, tmp_path):
     (row,) = json.loads((tmp_path / "out/comparison.json").read_text())["rows"]
     assert row["name"] == "fma:cell=4,rank=2" and 0 <= row["accuracy"][0] <= 1
     assert sum(row["count"]) == (40 if task == "listops" else 80)
+    if task == "listops":
+        lists = (tmp_path / "data/text/input0/test").read_text().splitlines()
+        sizes = [len(words.split()) for words in lists]
+        assert row["count"] == [sum(size <= 16 for size in sizes), sum(size > 16 for size in sizes), 0]
