@@ -30,7 +30,8 @@ def test_tables_of_language_models(path):
     "name",
     [
         *("recall", "recall-others", "recall-128", "recall-128-linear", "recall-128-seed-1"),
-        *("listops", "listops-others", "listops-40", "listops-40-seeds", "listops-40-ideas", "listops-40-five-seeds", "listops-500"),
+        *("listops-40", "listops-40-seeds", "listops-40-five-seeds", "listops-40-ideas", "listops-mixed"),
+        *("listops", "listops-others", "listops-500"),
     ],
 )
 def test_tables_of_sequences(name):
