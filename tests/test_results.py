@@ -69,6 +69,16 @@ def test_there_are_results():
     assert len(RESULTS) >= 5
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.stem)
+def test_files_are_json_to_any_reader(path):
+    """JSON has no NaN and no infinity; Python's reader takes them all the same."""
+
+    def refuse(constant):
+        pytest.fail(f"{constant} is no JSON")
+
+    json.loads(path.read_text(), parse_constant=refuse)
+
+
 def test_table_of_targets():
     rows = json.loads((ROOT / "benchmarks/results/kernel-targets.json").read_text())
     text = (ROOT / "docs/hardware.md").read_text()

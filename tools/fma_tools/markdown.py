@@ -12,3 +12,8 @@ def table(rows: Iterable[Iterable[object]]) -> str:
         rows: the cells, row by row; the first row holds the titles, and the second ``"---"`` or ``"---:"``.
     """
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number for a cell, with so many digits behind the point; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"

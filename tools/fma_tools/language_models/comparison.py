@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shlex
-import statistics
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ..command import CommandError
 from .curves import ahead_from, mean_curve, read_curve
 from .recipes import MALLOC, Variant, plugin, training_command
 from .repetition import RANGES
+from .seeds import over_seeds
 
 CHECKPOINT = "checkpoints/checkpoint_last.pt"
 
@@ -172,18 +172,6 @@ def measure(variants: dict[str, list[Path]], settings: Settings) -> list[dict]:
     return list(rows.values())
 
 
-def over_seeds(found: list[dict]) -> dict:
-    """The means of what was found with several seeds, and with ``bits_by_seed`` the bits of each."""
-    means = {}
-    for key, value in found[0].items():
-        values = [one[key] for one in found]
-        if isinstance(value, list):
-            means[key] = [statistics.fmean(place) for place in zip(*values, strict=True)]
-        else:
-            means[key] = statistics.fmean(values) if isinstance(value, float) else value
-    return means | dict(bits_by_seed=[one["bits"] for one in found])
-
-
 def table(rows: list[dict], masked: bool) -> str:
     """The results as a table in Markdown; of several seeds the mean, and the least and the most of them."""
 
@@ -209,7 +197,7 @@ def distance_table(rows: list[dict]) -> str:
     counts = rows[0]["tokens_by_repetition"]
     lines.append(["tokens", *[""] * len(quarters), *(f"{count / sum(counts):.0%}" for count in counts), ""])
     for row in rows:
-        bits = [f"{bits:.3f}" for bits in row["bits_by_quarter"] + row["bits_by_repetition"]]
+        bits = [markdown.number(bits, 3) for bits in row["bits_by_quarter"] + row["bits_by_repetition"]]
         start = ahead_from(row["curve"], rows[0]["curve"])
         lines.append([row["name"], *bits, "-" if start is None else f"{start / 1e6:.1f} M tokens"])
     return markdown.table(lines)

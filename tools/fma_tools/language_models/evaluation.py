@@ -27,8 +27,8 @@ def evaluate(trained: Trained, split: str, context: int, samples: int) -> dict:
 
     Returns:
         ``bits``, ``bits_by_quarter`` of the context, ``tokens``, ``updates`` and ``parameters``; and
-        ``bits_by_repetition`` with the ``tokens_by_repetition``, by the ranges of :mod:`.repetition`: NaN and 0 for a
-        masked model, whose targets are no text.
+        ``bits_by_repetition`` with the ``tokens_by_repetition``, by the ranges of :mod:`.repetition`: None and 0 for a
+        masked model, whose targets are no text. None stands wherever there is no token.
 
     Raises:
         ValueError: there is no token to predict.
@@ -62,10 +62,16 @@ def evaluate(trained: Trained, split: str, context: int, samples: int) -> dict:
         raise ValueError(f"{split}: no tokens to predict in samples of {context} tokens")
     return dict(
         bits=(total.sum() / count.sum() / math.log(2)).item(),
-        bits_by_quarter=(total / count / math.log(2)).tolist(),
-        bits_by_repetition=(repeated / repeats / math.log(2)).tolist(),
+        bits_by_quarter=_bits(total, count),
+        bits_by_repetition=_bits(repeated, repeats),
         tokens_by_repetition=repeats.long().tolist(),
         tokens=int(count.sum()),
         updates=trained.updates,
         parameters=sum(p.numel() for p in model.parameters()),
     )
+
+
+def _bits(nll: torch.Tensor, count: torch.Tensor) -> list[float | None]:
+    """Bits per token of each range, of its summed negative log-likelihoods and its number of tokens."""
+    means = (nll / count / math.log(2)).tolist()
+    return [mean if tokens else None for mean, tokens in zip(means, count.tolist(), strict=True)]

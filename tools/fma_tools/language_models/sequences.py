@@ -20,6 +20,7 @@ from .. import markdown
 from ..command import CommandError
 from .comparison import CHECKPOINT, Settings, train
 from .recipes import plugin
+from .seeds import mean
 
 #: Largest distances from a pair to its question, or lengths of a list, of the ranges that accuracies are given for.
 LIMITS = (16, 32)
@@ -42,9 +43,9 @@ class Accuracy:
         return sum(self.right) / sum(self.count)
 
     @property
-    def by_range(self) -> list[float]:
-        """Of each range, NaN where there is none."""
-        return [right / count if count else float("nan") for right, count in zip(self.right, self.count, strict=True)]
+    def by_range(self) -> list[float | None]:
+        """Of each range, None where there is no sample."""
+        return [right / count if count else None for right, count in zip(self.right, self.count, strict=True)]
 
 
 def ranges() -> list[str]:
@@ -131,7 +132,7 @@ def compare(settings: Settings, command: list[str]) -> None:
     rows = []
     for name, folders in settings.folders.items():
         found = [accuracy(folder / CHECKPOINT, settings.data.resolve(), settings.split) for folder in folders]
-        by_range = [statistics.fmean(values) for values in zip(*(one.by_range for one in found), strict=True)]
+        by_range = [mean(values) for values in zip(*(one.by_range for one in found), strict=True)]
         rows.append(dict(name=name, accuracy=[one.total for one in found], by_range=by_range, count=found[0].count))
     device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     title = f"{settings.config.stem}, {settings.data.name}, {settings.split}; {device}, fma-mm {__version__}"
@@ -149,7 +150,7 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         values = [100 * value for value in row["accuracy"]]
         spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
-        parts = [f"{100 * value:.1f}" for value in row["by_range"]] if far else []
+        parts = [markdown.number(None if part is None else 100 * part, 1) for part in row["by_range"]] if far else []
         lines.append([row["name"], f"{statistics.fmean(values):.1f}{spread}", *parts])
     return markdown.table(lines)
 

@@ -49,10 +49,10 @@ def test_table_of_distances():
     assert fma.endswith("| 0.0 M tokens |")
 
 
-def test_means_over_seeds():
-    found = [dict(bits=1.0, bits_by_quarter=[1.0, 3.0], tokens=5), dict(bits=2.0, bits_by_quarter=[2.0, 5.0], tokens=5)]
-    means = dict(bits=1.5, bits_by_quarter=[1.5, 4.0], tokens=5, bits_by_seed=[1.0, 2.0])
-    assert comparison.over_seeds(found) == means
+def test_distances_that_no_token_has():
+    """A dash in the table."""
+    rows = [row | dict(bits_by_repetition=[None] * 4 + [4.0], tokens_by_repetition=[0] * 4 + [9]) for row in ROWS]
+    assert "| - | - | - | - | 4.000 | - |" in comparison.distance_table(rows).splitlines()[3]
 
 
 def test_plot(tmp_path):

@@ -12,23 +12,23 @@ from fma_tools.prepare import listops, recall
 
 CONFIGS = Path(__file__).parents[4] / "configs/lm"
 ROWS = [
-    dict(name="full", accuracy=[0.5, 0.75], by_range=[1.0, 0.5, float("nan")], count=[1, 2, 0]),
-    dict(name="near", accuracy=[0.25], by_range=[1.0, 0.0, float("nan")], count=[1, 2, 0]),
+    dict(name="full", accuracy=[0.5, 0.75], by_range=[1.0, 0.5, None], count=[1, 2, 0]),
+    dict(name="near", accuracy=[0.25], by_range=[1.0, 0.0, None], count=[1, 2, 0]),
 ]
 
 
 def test_table():
     lines = sequences.table(ROWS).splitlines()
     assert lines[0] == "| attention | accuracy, % | 1-16 | 17-32 | > 32 |"
-    assert lines[2] == "| full | 62.5 (50.0-75.0) | 100.0 | 50.0 | nan |"
-    one_range = dict(by_range=[float("nan"), float("nan"), 0.25], count=[0, 0, 3])
+    assert lines[2] == "| full | 62.5 (50.0-75.0) | 100.0 | 50.0 | - |"
+    one_range = dict(by_range=[None, None, 0.25], count=[0, 0, 3])
     whole = sequences.table([ROWS[1] | one_range]).splitlines()
     assert whole[0] == "| attention | accuracy, % |" and whole[2] == "| near | 25.0 |"
 
 
 def test_accuracy_of_ranges():
     found = sequences.Accuracy([1, 3, 0], [2, 4, 0])
-    assert found.total == pytest.approx(4 / 6) and found.by_range[:2] == [0.5, 0.75]
+    assert found.total == pytest.approx(4 / 6) and found.by_range == [0.5, 0.75, None]
 
 
 def test_lengths_leave_out_padding_and_special_tokens():
