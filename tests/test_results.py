@@ -65,6 +65,16 @@ def test_table_of_ideas():
     assert (ROOT / found["patch"]).is_file()
 
 
+def test_table_of_ideas_for_listops():
+    found = json.loads((ROOT / "benchmarks/results/ideas-listops-cpu.json").read_text())
+    text = (ROOT / "docs/far_field_sequences.md").read_text()
+    for row in found["rows"]:
+        shown = ", ".join(f"{100 * x:.1f}" for x in row["accuracy_by_seed"].values())
+        assert list(row["accuracy_by_seed"]) == [str(seed) for seed in range(len(row["accuracy_by_seed"]))]
+        assert f"| {row['text']} | {shown} |" in text
+    assert (ROOT / found["patch"]).is_file()
+
+
 def test_there_are_results():
     assert len(RESULTS) >= 5
 
