@@ -73,5 +73,5 @@ def evaluate(trained: Trained, split: str, context: int, samples: int) -> dict:
 
 def _bits(nll: torch.Tensor, count: torch.Tensor) -> list[float | None]:
     """Bits per token of each range, of its summed negative log-likelihoods and its number of tokens."""
-    means = (nll / count / math.log(2)).tolist()
-    return [mean if tokens else None for mean, tokens in zip(means, count.tolist(), strict=True)]
+    sums = zip(nll.tolist(), count.tolist(), strict=True)
+    return [total / tokens / math.log(2) if tokens else None for total, tokens in sums]

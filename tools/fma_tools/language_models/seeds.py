@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 def mean(values: Sequence[float | None]) -> float | None:
     """The mean of a figure over the seeds; None, which JSON has a word for, where a seed has nothing to measure."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
+    return None if None in values else statistics.fmean(values)
 
 
 def over_seeds(found: list[dict]) -> dict:
