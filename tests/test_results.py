@@ -32,7 +32,7 @@ def test_tables_of_language_models(path):
         *("recall", "recall-others", "recall-128", "recall-128-linear", "recall-128-seed-1", "recall-128-cells"),
         *("listops-40", "listops-40-seeds", "listops-40-five-seeds", "listops-40-ideas", "listops-40-means"),
         *("listops", "listops-others", "listops-500", "listops-500-linear", "listops-500-reformer", "listops-2000"),
-        *("listops-mixed", "listops-mixed-seeds", "listops-mixed-linear"),
+        *("listops-mixed", "listops-mixed-seeds", "listops-mixed-linear", "listops-mixed-means", "listops-mixed-ideas"),
     ],
 )
 def test_tables_of_sequences(name):
